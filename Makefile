@@ -1,0 +1,31 @@
+# Only Python 3.11, pip and make are needed. One pip command, or a later one downgrades what an earlier one brought.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test install-demo install-test clean
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/maestro-edge demo
+
+test: $(VENV)/.installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+install-demo: $(VENV)/.installed-demo
+install-test: $(VENV)/.installed-test
+
+$(VENV)/.installed-demo: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable ".[all]"
+	touch $@
+
+$(VENV)/.installed-test: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable ".[all,dev]"
+	touch $@ $(VENV)/.installed-demo
+
+clean:
+	rm -rf $(VENV) runs

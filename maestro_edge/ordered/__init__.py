@@ -1,0 +1,29 @@
+"""Ordered layers: making them, cutting them back to stock layers, tracing them."""
+
+from maestro_edge.ordered.conversion import (
+    Choice,
+    at_ranks,
+    cut,
+    explain,
+    order,
+    ordered_layers,
+    use_ranks,
+)
+from maestro_edge.ordered.layers import Ordered, OrderedConv2d, OrderedLinear
+from maestro_edge.ordered.modes import evaluating
+from maestro_edge.ordered.tracing import trace
+
+__all__ = [
+    "Choice",
+    "Ordered",
+    "OrderedConv2d",
+    "OrderedLinear",
+    "at_ranks",
+    "cut",
+    "evaluating",
+    "explain",
+    "order",
+    "ordered_layers",
+    "trace",
+    "use_ranks",
+]

@@ -1,0 +1,7 @@
+"""Planning: from tables to a rank for every layer."""
+
+from maestro_edge.planning.greedy import Option, solve
+from maestro_edge.planning.plan import plan, reachable_ms
+from maestro_edge.planning.sensitivity import measure_sensitivity
+
+__all__ = ["Option", "measure_sensitivity", "plan", "reachable_ms", "solve"]

@@ -1,0 +1,90 @@
+"""How much the validation loss rises when one layer alone is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from maestro_edge.ordered import at_ranks, evaluating, ordered_layers
+from maestro_edge.values import DENSE, LatencyTable, Network, Sensitivity
+
+__all__ = ["measure_sensitivity"]
+
+
+@torch.no_grad()
+def measure_sensitivity(
+    model: nn.Module,
+    network: Network,
+    tables: Sequence[LatencyTable],
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Sensitivity:
+    """Mean cross-entropy on prepared validation `inputs` (N, C, H, W), each layer cut alone to each measured rank.
+
+    BatchNorm uses the statistics of these inputs: a cut network is recalibrated before it ships, so the
+    statistics of the uncut one would charge each cut for an error that it will not have.
+    """
+    options = _measured_ranks(model, network, tables)
+    total = 1 + sum(map(len, options.values()))
+    done = 0
+
+    def loss() -> float:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total, "cutting one layer at a time")
+        return F.cross_entropy(model(inputs).float(), targets).item()
+
+    with _batch_statistics(model):
+        base = loss()
+        losses: dict[str, dict[str, float]] = {}
+        for layer, ranks in options.items():
+            losses[layer] = {}
+            for rank in ranks:
+                with at_ranks(model, {layer: rank}):
+                    losses[layer][str(rank)] = loss()
+    return Sensitivity(network=network.fingerprint, images=len(targets), base_loss=base, losses=losses)
+
+
+def _measured_ranks(model: nn.Module, network: Network, tables: Sequence[LatencyTable]) -> dict[str, list[int]]:
+    """The ranks of each ordered layer that any of the tables has a time for, ascending."""
+    layers = ordered_layers(model)
+    return {
+        layer.name: sorted(
+            {
+                rank
+                for table in tables
+                for rank in table.ranks(layer.spec)
+                if rank != DENSE and rank <= layers[layer.name].rank
+            }
+        )
+        for layer in network.ordered
+    }
+
+
+@contextmanager
+def _batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Eval mode, but BatchNorm normalises by the batch at hand and learns nothing from it."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    saved = [
+        (norm, norm.momentum, None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone())
+        for norm in norms
+    ]
+    with evaluating(model):
+        for norm in norms:
+            norm.momentum = 0.0
+            norm.train()
+        try:
+            yield
+        finally:
+            for norm, momentum, counted in saved:
+                norm.momentum = momentum
+                if counted is not None and norm.num_batches_tracked is not None:
+                    norm.num_batches_tracked.copy_(counted)

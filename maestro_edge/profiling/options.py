@@ -1,0 +1,48 @@
+"""Which ranks are worth measuring, and which whole networks hold them all."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+
+from maestro_edge.values import DENSE, LayerSpec, Network, Rank
+
+__all__ = ["random_ranks", "rank_options", "uniform_ranks"]
+
+
+def rank_options(spec: LayerSpec, *, step: int, rank: int | None = None, limit: int = 6) -> tuple[int, ...]:
+    """Ranks on the runtime's steps, below break-even and not above `rank`, ascending, at most `limit`.
+
+    Above break-even a layer is deployed dense. Where there are more than `limit`, they are thinned evenly,
+    keeping the smallest and the largest.
+    """
+    top = min(spec.full_rank if rank is None else rank, spec.full_rank)
+    found = [r for r in range(step, top + 1, step) if r < spec.break_even_rank]
+    if len(found) <= limit:
+        return tuple(found)
+    return tuple(found[round(i * (len(found) - 1) / (limit - 1))] for i in range(limit))
+
+
+Options = Mapping[str, tuple[int, ...]]
+
+
+def uniform_ranks(options: Options) -> list[dict[str, Rank]]:
+    """Rank sets that together hold every option of every layer: set k has each layer at its k-th option.
+
+    The first set is the dense network; a layer with fewer options stays at its largest.
+    """
+    longest = max((len(ranks) for ranks in options.values()), default=0)
+    return [{}] + [
+        {name: ranks[min(k, len(ranks) - 1)] for name, ranks in options.items() if ranks} for k in range(longest)
+    ]
+
+
+def random_ranks(options: Options, count: int, *, seed: int) -> list[dict[str, Rank]]:
+    """Seeded random rank sets: each layer at one of its options or dense, all equally likely."""
+    draw = random.Random(seed)
+    return [{name: draw.choice((*ranks, DENSE)) for name, ranks in options.items() if ranks} for _ in range(count)]
+
+
+def layer_options(network: Network, ranks: Mapping[str, int], *, step: int) -> dict[str, tuple[int, ...]]:
+    """The ranks to measure of each ordered layer that has `ranks[name]` components."""
+    return {layer.name: rank_options(layer.spec, step=step, rank=ranks[layer.name]) for layer in network.ordered}

@@ -1,0 +1,42 @@
+"""Runtimes: what runs exported files. load() gives one by name; export() writes and gates a file."""
+
+from __future__ import annotations
+
+from maestro_edge.errors import ExportError
+from maestro_edge.runtimes.gate import Agreement, digest, export, size_bytes
+from maestro_edge.runtimes.protocol import MeasuringProtocol, Runtime, TracingRuntime
+
+__all__ = [
+    "RUNTIMES",
+    "Agreement",
+    "MeasuringProtocol",
+    "Runtime",
+    "TracingRuntime",
+    "digest",
+    "export",
+    "load",
+    "size_bytes",
+]
+
+RUNTIMES = ("executorch", "litert", "coreml")
+
+
+def load(name: str) -> Runtime:
+    """The runtime of a name; its package is imported only when it is used.
+
+    Raises:
+        ExportError: there is none of that name.
+    """
+    if name == "executorch":
+        from maestro_edge.runtimes.executorch import ExecuTorch
+
+        return ExecuTorch()
+    if name == "litert":
+        from maestro_edge.runtimes.litert import LiteRT
+
+        return LiteRT()
+    if name == "coreml":
+        from maestro_edge.runtimes.coreml import CoreML
+
+        return CoreML()
+    raise ExportError(f"no runtime {name!r}: choose one of {', '.join(RUNTIMES)}")

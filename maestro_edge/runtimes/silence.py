@@ -1,0 +1,39 @@
+"""Converters and runtimes print from C++ and Python alike; this keeps it away from the user's terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
+
+__all__ = ["silence"]
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Send file descriptors 1 and 2 to a temporary file and ignore warnings while the block runs.
+
+    Descriptors, not `sys.stdout`: most of the noise comes from C++. The reason of a failure is in the
+    exception that is raised, so what was printed is dropped.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    with tempfile.TemporaryFile() as sink:
+        os.dup2(sink.fileno(), 1)
+        os.dup2(sink.fileno(), 2)
+        try:
+            # Where sys.stderr is not descriptor 2, as in a notebook, progress bars need this too.
+            with redirect_stdout(StringIO()), redirect_stderr(StringIO()), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, copy in enumerate(saved, start=1):
+                os.dup2(copy, number)
+                os.close(copy)

@@ -1,0 +1,525 @@
+"""The values that pass between the stages: frozen, versioned, saved as JSON, loaded back with a clear error."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+
+from maestro_edge.errors import BudgetError, DataError, TableError
+
+__all__ = [
+    "DENSE",
+    "Calibration",
+    "DeviceFacts",
+    "InputSpec",
+    "LatencyRow",
+    "LatencyTable",
+    "Layer",
+    "LayerPlan",
+    "LayerSpec",
+    "Manifest",
+    "MeasuredMs",
+    "Network",
+    "NetworkTiming",
+    "Precision",
+    "Rank",
+    "RankPlan",
+    "Sensitivity",
+    "Source",
+    "Timing",
+    "Totals",
+    "Value",
+    "Variant",
+    "check_budget",
+    "write_atomically",
+]
+
+DENSE: Final = "dense"
+"""The option that leaves a layer as it was: one stock layer."""
+
+Rank = PositiveInt | Literal["dense"]
+Precision = Literal["fp32"]
+Source = Literal["measured", "imported", "modelled"]
+Milliseconds = Annotated[float, Field(gt=0)]
+Pair = tuple[int, int]
+
+
+class Value(BaseModel):
+    """A frozen value: unknown fields, NaN and infinity are refused when it is made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Saved(Value):
+    """A value with a schema version, saved as one JSON file."""
+
+    schema_version: Literal[1] = 1
+
+    def save(self, path: Path) -> Path:
+        """Write beside `path`, then rename: a reader never sees half a file."""
+        write_atomically(path, self.model_dump_json(indent=1).encode())
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            TableError: the file is missing, truncated, of another schema or not such a value.
+        """
+        kind = cls.__name__
+        try:
+            raw = json.loads(Path(path).read_bytes())
+        except FileNotFoundError as error:
+            raise TableError(f"{path}: no such file; a {kind} was expected there") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise TableError(f"{path}: not a readable {kind} ({error}): make it again") from error
+        found = raw.get("schema_version") if isinstance(raw, dict) else None
+        if found != 1:
+            raise TableError(
+                f"{path}: {kind} schema {found!r}, this maestro_edge reads schema 1: make it again or update"
+            )
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "top level"
+            raise TableError(f"{path}: not a valid {kind}: {where}: {first['msg']}") from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` beside `path` and rename it into place.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_bytes(content)
+        aside.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        reason = error.strerror or error
+        raise DataError(f"{path}: cannot be written ({reason}): choose a folder you may write to") from error
+
+
+class LayerSpec(Value):
+    """All that decides how long a layer takes: equal specs are measured once, for every network.
+
+    `input_size` is (H, W) for conv2d and the leading sizes without the batch, such as (tokens,), for linear.
+    """
+
+    kind: Literal["linear", "conv2d"]
+    in_channels: PositiveInt
+    out_channels: PositiveInt
+    kernel: Pair = (1, 1)
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: PositiveInt = 1
+    bias: bool = True
+    activation: Literal["none", "relu"] = "none"
+    input_size: tuple[PositiveInt, ...] = ()
+    batch: PositiveInt = 1
+
+    @property
+    def fan_in(self) -> int:
+        """Inputs that one output sees: n of the m x n matrix that is factorised."""
+        return self.in_channels // self.groups * math.prod(self.kernel)
+
+    @property
+    def full_rank(self) -> int:
+        return min(self.out_channels, self.fan_in)
+
+    @property
+    def break_even_rank(self) -> float:
+        """The rank m n / (m + n) at which two thin layers hold as many weights as the dense one."""
+        return self.out_channels * self.fan_in / (self.out_channels + self.fan_in)
+
+    @property
+    def output_size(self) -> tuple[int, ...]:
+        """(H, W) of a convolution's output; the leading sizes of a linear layer."""
+        if self.kind == "linear":
+            return self.input_size
+        edges = zip(self.input_size, self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        return tuple((size + 2 * pad - dil * (k - 1) - 1) // step + 1 for size, k, step, pad, dil in edges)
+
+    def params(self, rank: Rank = DENSE) -> int:
+        """Weights and bias of the layer at `rank`."""
+        bias = self.out_channels if self.bias else 0
+        if rank == DENSE:
+            return self.out_channels * self.fan_in + bias
+        return rank * (self.out_channels + self.fan_in) + bias
+
+    def macs(self, rank: Rank = DENSE) -> int:
+        """Multiply-accumulates of one forward pass at `rank`, bias not counted."""
+        weights = self.params(rank) - (self.out_channels if self.bias else 0)
+        return weights * math.prod(self.output_size) * self.batch
+
+    def size_bytes(self, rank: Rank = DENSE) -> int:
+        """Bytes of the layer's fp32 weights at `rank`."""
+        return 4 * self.params(rank)
+
+    def __str__(self) -> str:
+        size = "x".join(map(str, self.input_size)) or "1"
+        if self.kind == "linear":
+            return f"linear {self.in_channels}→{self.out_channels} on {size}"
+        kernel = "x".join(map(str, self.kernel))
+        stride = f" /{self.stride[0]}" if self.stride != (1, 1) else ""
+        return f"conv {kernel} {self.in_channels}→{self.out_channels}{stride} on {size}"
+
+
+class Layer(Value):
+    """One call of a Linear or Conv2d in a network, in execution order."""
+
+    name: str
+    spec: LayerSpec
+    ordered: bool
+
+
+class Network(Value):
+    """A traced network: its Linear and Conv2d calls in execution order, and what lies outside of them."""
+
+    name: str
+    layers: tuple[Layer, ...]
+    other_params: int = 0
+
+    @property
+    def ordered(self) -> tuple[Layer, ...]:
+        return tuple(layer for layer in self.layers if layer.ordered)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes when a layer, its shape or its order changes; not with the weights."""
+        content = json.dumps([layer.model_dump(mode="json") for layer in self.layers], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+    def params(self, ranks: Mapping[str, Rank]) -> int:
+        """Parameters of the whole network with its ordered layers at `ranks` (dense where not named)."""
+        once = {layer.name: layer.spec for layer in self.layers}
+        return self.other_params + sum(spec.params(ranks.get(name, DENSE)) for name, spec in once.items())
+
+    def macs(self, ranks: Mapping[str, Rank]) -> int:
+        """Multiply-accumulates of the Linear and Conv2d layers of one forward pass at `ranks`."""
+        return sum(layer.spec.macs(ranks.get(layer.name, DENSE)) for layer in self.layers)
+
+
+class DeviceFacts(Value):
+    """What is known of a device; None where it cannot be read."""
+
+    name: str
+    soc: str
+    arch: str
+    cores: PositiveInt
+    os: str
+    memory_gib: float | None = None
+    governor: str | None = None
+    temperature_c: float | None = None
+
+
+class Timing(Value):
+    """The samples of one measured thing in milliseconds, and what follows from them."""
+
+    n: PositiveInt
+    median_ms: float = Field(ge=0)
+    p90_ms: float = Field(ge=0)
+    spread: float = Field(ge=0, description="interquartile range over median")
+    samples_ms: tuple[float, ...]
+
+    @classmethod
+    def of(cls, samples_ms: Sequence[float]) -> Self:
+        """Summarise raw samples; at least two are needed for a spread."""
+        if len(samples_ms) < 2:
+            raise TableError(f"{len(samples_ms)} sample(s) are no measurement: take at least 2")
+        middle = median(samples_ms)
+        low, _, high = quantiles(samples_ms, n=4, method="inclusive")
+        p90 = quantiles(samples_ms, n=10, method="inclusive")[8]
+        return cls(
+            n=len(samples_ms),
+            median_ms=middle,
+            p90_ms=p90,
+            spread=max(0.0, high - low) / middle if middle > 0 else 0.0,
+            samples_ms=tuple(round(sample, 6) for sample in samples_ms),
+        )
+
+
+class LatencyRow(Value):
+    """One layer spec at one rank, timed on the device."""
+
+    spec: LayerSpec
+    rank: Rank
+    method: Literal["in-model", "probe"]
+    timing: Timing
+
+    @property
+    def ms(self) -> float:
+        return self.timing.median_ms
+
+
+class NetworkTiming(Value):
+    """A whole exported network: the sum of its layers' rows beside what was measured."""
+
+    ranks: dict[str, Rank]
+    layers_ms: float
+    timing: Timing
+
+
+class Calibration(Value):
+    """From the sum of layers to the whole network: ms = slope * (rest_ms + layers) + intercept_ms.
+
+    The two parameters are a least-squares fit of the relative error on whole networks measured on the
+    device; `loo_mape` is the mean absolute percentage error with each network left out of its own fit.
+    """
+
+    network: str = Field(description="fingerprint of the network")
+    rest_ms: float = Field(ge=0, description="time outside the Linear and Conv2d layers")
+    slope: float = Field(gt=0)
+    intercept_ms: float
+    loo_mape: float = Field(ge=0)
+    networks: tuple[NetworkTiming, ...]
+
+    def whole_ms(self, layers_ms: float) -> float:
+        return self.slope * (self.rest_ms + layers_ms) + self.intercept_ms
+
+
+class LatencyTable(Saved):
+    """Measured milliseconds per layer on one device, runtime, version, precision and number of threads."""
+
+    source: Source
+    device: DeviceFacts
+    runtime: str
+    runtime_version: str
+    precision: Precision
+    threads: PositiveInt
+    created: str
+    rows: tuple[LatencyRow, ...]
+    calibrations: tuple[Calibration, ...] = ()
+
+    @property
+    def title(self) -> str:
+        return f"{self.device.name}/{self.runtime}-{self.runtime_version}"
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.device.name}.{self.runtime}-{self.runtime_version}.{self.precision}-t{self.threads}.json"
+
+    @cached_property
+    def _by_layer(self) -> dict[tuple[LayerSpec, Rank], LatencyRow]:
+        return {(row.spec, row.rank): row for row in self.rows}
+
+    def row(self, spec: LayerSpec, rank: Rank) -> LatencyRow:
+        """The row of a spec at a rank.
+
+        Raises:
+            TableError: it was not measured.
+        """
+        try:
+            return self._by_layer[spec, rank]
+        except KeyError:
+            raise TableError(
+                f"{self.title} has no row for {spec} at rank {rank}: profile the model first"
+            ) from None
+
+    def ranks(self, spec: LayerSpec) -> tuple[Rank, ...]:
+        """The ranks measured for a spec, ascending, dense last."""
+        found = [row.rank for row in self.rows if row.spec == spec]
+        return (*sorted(rank for rank in found if rank != DENSE), *(rank for rank in found if rank == DENSE))
+
+    def calibration(self, network: Network) -> Calibration:
+        """The whole-network fit of `network`.
+
+        Raises:
+            TableError: this network was not measured as a whole.
+        """
+        for calibration in self.calibrations:
+            if calibration.network == network.fingerprint:
+                return calibration
+        raise TableError(f"{self.title} is not calibrated for {network.name}: profile the model first")
+
+    def layers_ms(self, network: Network, ranks: Mapping[str, Rank]) -> float:
+        """Sum of the measured rows over every Linear and Conv2d of the network."""
+        return sum(self.row(layer.spec, ranks.get(layer.name, DENSE)).ms for layer in network.layers)
+
+    def predict_ms(self, network: Network, ranks: Mapping[str, Rank]) -> float:
+        """Predicted milliseconds of the whole network at `ranks`."""
+        return self.calibration(network).whole_ms(self.layers_ms(network, ranks))
+
+    def require(self, *, runtime: str, runtime_version: str, threads: int, device: str) -> None:
+        """Refuse a table that was measured with something else.
+
+        Raises:
+            TableError: names the first thing that differs.
+        """
+        wanted = {
+            "device": (self.device.name, device),
+            "runtime": (self.runtime, runtime),
+            "runtime version": (self.runtime_version, runtime_version),
+            "threads": (self.threads, threads),
+        }
+        for what, (have, want) in wanted.items():
+            if have != want:
+                raise TableError(f"{self.title} was measured with {what} {have}, not {want}: profile again")
+
+
+class Sensitivity(Saved):
+    """Validation loss of the ordered network with one layer cut at a time."""
+
+    network: str = Field(description="fingerprint of the network")
+    images: PositiveInt
+    base_loss: float
+    losses: dict[str, dict[str, float]] = Field(description="layer → rank → mean loss")
+
+    def increase(self, layer: str, rank: Rank) -> float:
+        """How much the loss rises above the uncut network's; 0 for dense.
+
+        Raises:
+            TableError: this layer was not evaluated at this rank.
+        """
+        if rank == DENSE:
+            return 0.0
+        try:
+            return self.losses[layer][str(rank)] - self.base_loss
+        except KeyError:
+            raise TableError(f"no sensitivity of layer {layer!r} at rank {rank}: evaluate it first") from None
+
+
+class LayerPlan(Value):
+    """What a plan chose for one layer."""
+
+    name: str
+    spec: LayerSpec
+    rank: Rank
+    ms: float
+    dense_ms: float
+    loss_increase: float
+
+
+class Totals(Value):
+    """A whole network in numbers; `size_bytes` is that of its fp32 parameters."""
+
+    params: int
+    macs: int
+    size_bytes: int
+    ms: float
+
+
+class RankPlan(Saved):
+    """A rank or dense for every ordered layer, chosen under a budget on one table."""
+
+    network: str
+    network_name: str
+    device: str
+    runtime: str
+    runtime_version: str
+    precision: Precision
+    threads: PositiveInt
+    budget_ms: Milliseconds
+    planned_ms: Milliseconds = Field(description="what the solver kept below: the budget less the margin")
+    predicted_ms: Milliseconds
+    dense_ms: Milliseconds = Field(description="predicted for the dense network")
+    layers: tuple[LayerPlan, ...]
+    other_ms: float = Field(description="predicted outside the ordered layers")
+    other_params: int
+    other_macs: int
+
+    @property
+    def ranks(self) -> dict[str, Rank]:
+        return {layer.name: layer.rank for layer in self.layers}
+
+    @property
+    def name(self) -> str:
+        return f"{self.runtime}-{self.budget_ms:g}ms"
+
+    def totals(self, *, dense: bool = False) -> Totals:
+        """The whole network at the chosen ranks, or dense; ms is predicted."""
+        chosen = [(layer.spec, DENSE if dense else layer.rank) for layer in self.layers]
+        params = self.other_params + sum(spec.params(rank) for spec, rank in chosen)
+        return Totals(
+            params=params,
+            macs=self.other_macs + sum(spec.macs(rank) for spec, rank in chosen),
+            size_bytes=4 * params,
+            ms=self.dense_ms if dense else self.predicted_ms,
+        )
+
+
+class MeasuredMs(Value):
+    """A whole file timed on the device."""
+
+    p50: Milliseconds
+    p90: Milliseconds
+    n: PositiveInt
+
+
+class InputSpec(Value):
+    """How an app feeds the model: (pixel / 255 - mean) / std per channel, in this layout."""
+
+    shape: tuple[PositiveInt, ...]
+    layout: Literal["NCHW"] = "NCHW"
+    dtype: Literal["float32"] = "float32"
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Variant(Value):
+    """One exported file: what it is, how exact it is, what it was predicted and measured to take.
+
+    `sha256` of a folder (Core ML) is that of the lines "sha256  relative/path" sorted by path.
+    `measured_ms` is None where this device cannot run the file. `sqnr_db` is capped at 200.
+    """
+
+    name: str
+    runtime: str
+    runtime_version: str
+    precision: Precision
+    file: str
+    sha256: str
+    size_bytes: PositiveInt
+    budget_ms: Milliseconds | None
+    predicted_ms: Milliseconds | None
+    measured_ms: MeasuredMs | None
+    accuracy: float = Field(ge=0, le=1, description="top-1 on the test split")
+    max_abs_error: float = Field(ge=0)
+    sqnr_db: float
+    top1_agreement: float = Field(ge=0, le=1)
+    params: PositiveInt
+    macs: PositiveInt
+    ranks: dict[str, Rank]
+    planned_on: str | None = Field(default=None, description="device/runtime of the table that chose the ranks")
+
+
+class Manifest(Saved):
+    """What an app reads: the only description of a bundle folder."""
+
+    device: DeviceFacts
+    model: str
+    labels: tuple[str, ...]
+    input: InputSpec
+    variants: tuple[Variant, ...]
+
+
+def check_budget(budget_ms: float | str) -> float:
+    """A budget in milliseconds as a positive finite number.
+
+    Raises:
+        BudgetError: it is not.
+    """
+    try:
+        value = float(budget_ms)
+    except (TypeError, ValueError, OverflowError):
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise BudgetError(f"a budget of {budget_ms!r} is not a time: give positive milliseconds, such as 2.5")
+    return value
