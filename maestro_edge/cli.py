@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
 
 import typer
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from maestro_edge.recipes.run import Progress, Run
-    from maestro_edge.values import LatencyTable, Manifest, RankPlan
+    from maestro_edge.values import LatencyTable
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -80,6 +82,10 @@ def _command(function: Callable[P, T]) -> Callable[P, T]:
             _fail(f"{error.filename or 'system'}: {error.strerror or error}")
         except KeyboardInterrupt:
             _fail("interrupted; the same command goes on where it stopped")
+        finally:
+            if _console.cache_info().currsize:
+                _console().file.close()
+                _console.cache_clear()
         raise AssertionError
 
     return app.command()(guarded)
@@ -99,13 +105,30 @@ def _steps() -> Iterator[Callable[[str], Progress]]:
         TextColumn("{task.description}"),
     )
     console = _console()
-    with Bars(*columns, console=console, redirect_stdout=False, redirect_stderr=False) as bars:
+    noted: list[int] = []
 
-        def begin(title: str) -> Progress:
-            task = bars.add_task("", total=1, title=title)
-            return lambda done, total, what: bars.update(task, completed=done, total=total, description=what)
+    def note(signum: int, frame: FrameType | None) -> None:
+        noted.append(signum)
+        raise KeyboardInterrupt
 
-        yield begin
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        with Bars(*columns, console=console, redirect_stdout=False, redirect_stderr=False) as bars:
+
+            def begin(title: str) -> Progress:
+                task = bars.add_task("", total=1, title=title)
+
+                def show(done: int, total: int, what: str) -> None:
+                    bars.update(task, completed=done, total=total, description=what)
+                    if noted:
+                        # A converter's C++ swallowed the exception that was raised inside of it.
+                        raise KeyboardInterrupt
+
+                return show
+
+            yield begin
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @_command
@@ -126,7 +149,9 @@ def demo(
     """Run the whole job on this machine: train, profile, plan, export, verify, bundle, report."""
     budgets = _budgets(budget_ms)
     from maestro_edge.recipes.demo import DENSE_TRAINING, NESTED_TRAINING, run_demo
-    from maestro_edge.recipes.run import create, load_runtimes, remove
+    from maestro_edge.recipes.run import create, remove
+    from maestro_edge.recipes.steps import load_runtimes
+    from maestro_edge.terminal import variants_table
 
     timed, untimed = load_runtimes(runtime or _TIMED), load_runtimes(["coreml"])
     if fresh:
@@ -148,7 +173,7 @@ def demo(
         )
     for line in log:
         _console().print(line)
-    _print_variants(manifest)
+    _console().print(variants_table(manifest))
     _console().print(f"bundle  {out / 'bundle'}\nreport  {out / 'report.html'}")
 
 
@@ -209,7 +234,8 @@ def train(
 ) -> None:
     """Train dense (or start from weights), order the layers, and train all ranks together."""
     from maestro_edge.recipes.demo import DENSE_TRAINING, NESTED_TRAINING, PAPER_TRAINING
-    from maestro_edge.recipes.run import create, train_run
+    from maestro_edge.recipes.run import create
+    from maestro_edge.recipes.steps import train_run
 
     run = create(out, data=data, model=model, seed=seed)
     nested = PAPER_TRAINING if sampler == "pairs" else NESTED_TRAINING
@@ -262,7 +288,8 @@ def profile(
     model: OwnModel = None,
 ) -> None:
     """Measure every distinct layer at its ranks on a device, and write the latency table."""
-    from maestro_edge.recipes.run import check_prediction, load_runtimes, open_run, profile_run
+    from maestro_edge.recipes.run import open_run
+    from maestro_edge.recipes.steps import check_prediction, load_runtimes, profile_run
 
     runtimes, opened = load_runtimes(runtime or _TIMED), open_run(run, model=model)
     with _steps() as step, _device(device) as connected:
@@ -298,7 +325,9 @@ def plan(
 ) -> None:
     """Choose every layer's rank under each budget; prints what each layer costs."""
     budgets = _budgets(budget_ms)
-    from maestro_edge.recipes.run import load_runtimes, load_table, open_run, plan_run, sensitivity_of
+    from maestro_edge.recipes.run import open_run
+    from maestro_edge.recipes.steps import load_runtimes, load_table, plan_run, sensitivity_of
+    from maestro_edge.terminal import plan_table
 
     runtimes, opened = load_runtimes(runtime or _TIMED), open_run(run, model=model)
     with _device(device) as connected:
@@ -307,7 +336,7 @@ def plan(
         sensitivity = sensitivity_of(opened, tables, progress=step("sensitivity"))
     for table in tables:
         for made in plan_run(opened, table, sensitivity, budgets):
-            _print_plan(made)
+            _console().print(plan_table(made))
 
 
 @_command
@@ -320,12 +349,15 @@ def export(
     model: OwnModel = None,
 ) -> None:
     """Write every plan and the dense network for each runtime; each file is run and compared first."""
-    from maestro_edge.recipes.run import export_run, load_runtimes, open_run
+    from maestro_edge.recipes.run import open_run
+    from maestro_edge.recipes.steps import load_runtimes
+    from maestro_edge.recipes.variants import export_run
+    from maestro_edge.terminal import variants_table
 
     runtimes, opened = load_runtimes(runtime or (*_TIMED, "coreml")), open_run(run, model=model)
     with _steps() as step, _device(device) as connected:
         manifest = export_run(opened, connected, runtimes, progress=step("export"))
-    _print_variants(manifest)
+    _console().print(variants_table(manifest))
 
 
 @_command
@@ -338,7 +370,10 @@ def verify(
     model: OwnModel = None,
 ) -> None:
     """Time the exported files on the device; what misses its budget is planned again once."""
-    from maestro_edge.recipes.run import load_runtimes, open_run, verify_run
+    from maestro_edge.recipes.run import open_run
+    from maestro_edge.recipes.steps import load_runtimes
+    from maestro_edge.recipes.variants import verify_run
+    from maestro_edge.terminal import variants_table
     from maestro_edge.values import Manifest
 
     runtimes, opened = load_runtimes(runtime or _TIMED), open_run(run, model=model)
@@ -355,7 +390,7 @@ def verify(
             )[1]
     for line in log:
         _console().print(line)
-    _print_variants(Manifest.load(opened.manifest_path))
+    _console().print(variants_table(Manifest.load(opened.manifest_path)))
 
 
 @_command
@@ -365,7 +400,8 @@ def bundle(
     model: OwnModel = None,
 ) -> None:
     """Collect the exported files and their manifest in the folder that an app reads."""
-    from maestro_edge.recipes.run import bundle_run, open_run
+    from maestro_edge.recipes.run import open_run
+    from maestro_edge.recipes.steps import bundle_run
 
     _console().print(f"bundle  {bundle_run(open_run(run, model=model), out)}")
 
@@ -379,7 +415,8 @@ def report(
     model: OwnModel = None,
 ) -> None:
     """Write one HTML page with the figures of a run."""
-    from maestro_edge.recipes.run import load_runtimes, load_table, open_run, report_run
+    from maestro_edge.recipes.run import open_run
+    from maestro_edge.recipes.steps import load_runtimes, load_table, report_run
 
     opened = open_run(run, model=model)
     names = sorted({item.runtime for item in opened.plans()})
@@ -434,81 +471,5 @@ def _table_line(table: LatencyTable, profiles: Path) -> str:
     )
 
 
-def _print_plan(plan: RankPlan) -> None:
-    from rich.table import Table
-
-    title = (
-        f"{plan.network_name} on {plan.device}, {plan.runtime} {plan.runtime_version}: budget "
-        f"{plan.budget_ms:g} ms, predicted {plan.predicted_ms:.3f} ms"
-    )
-    table = Table("layer", "shape", title=title, title_justify="left")
-    for heading in ("rank", "params", "MACs", "kB", "ms", "dense ms"):
-        table.add_column(heading, justify="right")
-    for layer in plan.layers:
-        spec, rank = layer.spec, layer.rank
-        numbers = (spec.params(rank), spec.macs(rank), round(spec.size_bytes(rank) / 1000))
-        table.add_row(
-            layer.name,
-            str(spec),
-            str(rank),
-            *(f"{number:,}" for number in numbers),
-            f"{layer.ms:.3f}",
-            f"{layer.dense_ms:.3f}",
-        )
-    table.add_section()
-    table.add_row(
-        "outside", "", "", f"{plan.other_params:,}", f"{plan.other_macs:,}", "", f"{plan.other_ms:.3f}", ""
-    )
-    for name, dense in (("total", False), ("dense network", True)):
-        totals = plan.totals(dense=dense)
-        table.add_row(
-            name,
-            "",
-            "",
-            f"{totals.params:,}",
-            f"{totals.macs:,}",
-            f"{round(totals.size_bytes / 1000):,}",
-            f"{totals.ms:.3f}",
-            "",
-        )
-    _console().print(table)
-
-
-def _print_variants(manifest: Manifest) -> None:
-    from rich.table import Table
-
-    table = Table(title=f"{manifest.model} on {manifest.device.name}", title_justify="left")
-    for heading in (
-        "variant",
-        "budget ms",
-        "predicted",
-        "measured p50",
-        "p90",
-        "speed-up",
-        "top-1 %",
-        "kB",
-        "max error",
-    ):
-        table.add_column(heading, justify="left" if heading == "variant" else "right")
-    dense = {v.runtime: v.measured_ms for v in manifest.variants if v.budget_ms is None}
-    for variant in manifest.variants:
-        measured, rival = variant.measured_ms, dense.get(variant.runtime)
-        kept = (
-            ""
-            if measured is None or variant.budget_ms is None
-            else " ✓"
-            if measured.p50 <= variant.budget_ms
-            else " ✗"
-        )
-        table.add_row(
-            variant.name,
-            "dense" if variant.budget_ms is None else f"{variant.budget_ms:g}",
-            "" if variant.predicted_ms is None else f"{variant.predicted_ms:.3f}",
-            "not measured" if measured is None else f"{measured.p50:.3f}{kept}",
-            "" if measured is None else f"{measured.p90:.3f}",
-            "" if measured is None or rival is None else f"{rival.p50 / measured.p50:.2f}x",
-            f"{100 * variant.accuracy:.1f}",
-            f"{variant.size_bytes / 1000:,.0f}",
-            f"{variant.max_abs_error:.1e}",
-        )
-    _console().print(table)
+if __name__ == "__main__":
+    main()

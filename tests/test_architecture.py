@@ -30,6 +30,7 @@ ROWS = {
     "planning": 4,
     "bundling": 4,
     "reporting": 4,
+    "terminal": 4,
     "recipes": 5,
     "cli": 5,
 }
@@ -285,7 +286,7 @@ def test_only_the_command_line_prints(path: Path) -> None:
 
     assert not calls & {"print", "echo", "secho", "Console"}
     assert not written & {"sys.stdout.write", "sys.stderr.write"}
-    assert not names & {"rich", "typer"}
+    assert not names & {"rich", "typer"} or path.name == "terminal.py", "it builds tables that cli.py prints"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=short)

@@ -14,7 +14,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from maestro_edge.errors import TrainingError
 from maestro_edge.ordered import Ordered, order, ordered_layers
-from maestro_edge.training.penalty import add_penalty_gradient, layer_penalty
+from maestro_edge.training.penalty import add_penalty_gradient, layer_penalty, shrink_towards_zero
 from maestro_edge.training.samplers import PairSampler, Sampler, SandwichSampler, _share, make_sampler
 from maestro_edge.training.shrinking import shrink
 from maestro_edge.values import Rank
@@ -429,3 +429,39 @@ def test_an_unknown_sampler_is_refused_with_the_known_ones() -> None:
     """There are two."""
     with pytest.raises(TrainingError, match="no sampler 'dice': choose sandwich or pairs"):
         make_sampler("dice")  # type: ignore[arg-type]
+
+
+def test_the_proximal_step_minimises_its_objective() -> None:
+    """No nearby point has a lower ½‖x − w‖² + τ Σ_b ‖x_{b:}‖, and weak tails become exactly zero."""
+    torch.manual_seed(0)
+    layer = ordered_layers(order(nn.Linear(6, 5, bias=False), where=lambda name, module: True))[""]
+    before = {"u": layer.u.detach().clone(), "v": layer.v.detach().clone()}
+    tau = 0.8
+
+    shrink_towards_zero({"": layer}, {"": tau})
+
+    def objective(x: torch.Tensor, w: torch.Tensor) -> float:
+        tails = sum(float(x[b:].norm()) for b in range(len(x)))
+        return 0.5 * float((x - w).square().sum()) + tau * tails
+
+    for name, w in before.items():
+        found = getattr(layer, name).detach()
+        best = objective(found, w)
+        for _ in range(300):
+            nearby = found + 0.01 * torch.randn_like(found) * (torch.rand(len(found), 1) < 0.5)
+            assert objective(nearby, w) >= best - 1e-6
+        assert (found[-1] == 0).all()
+
+
+def test_a_proximal_step_of_zero_changes_nothing() -> None:
+    """And on factors that are all zero it stays finite."""
+    layer = ordered_layers(order(nn.Linear(6, 5), where=lambda name, module: True))[""]
+    before = layer.u.detach().clone()
+
+    shrink_towards_zero({"": layer}, {"": 0.0})
+    unchanged = layer.u.detach().clone()
+    layer.u.data.zero_()
+    shrink_towards_zero({"": layer}, {"": 1.0})
+
+    assert torch.allclose(unchanged, before)
+    assert (layer.u == 0).all()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +26,14 @@ def measure_sensitivity(
     inputs: Tensor,
     targets: Tensor,
     *,
+    path: Path | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Sensitivity:
     """Mean cross-entropy on prepared validation `inputs` (N, C, H, W), each layer cut alone to each measured rank.
 
     BatchNorm uses the statistics of these inputs: a cut network is recalibrated before it ships, so the
-    statistics of the uncut one would charge each cut for an error that it will not have.
+    statistics of the uncut one would charge each cut for an error that it will not have. With `path` every
+    finished layer is saved there, and what was saved for the same network, weights and images is kept.
     """
     options = _measured_ranks(model, network, tables)
     total = 1 + sum(map(len, options.values()))
@@ -43,14 +47,29 @@ def measure_sensitivity(
         return F.cross_entropy(model(inputs).float(), targets).item()
 
     with _batch_statistics(model):
-        base = loss()
-        losses: dict[str, dict[str, float]] = {}
+        table = _saved(path, network, len(targets), loss())
+        losses = {layer: dict(known) for layer, known in table.losses.items()}
         for layer, ranks in options.items():
-            losses[layer] = {}
-            for rank in ranks:
+            known = losses.setdefault(layer, {})
+            missing = [rank for rank in ranks if str(rank) not in known]
+            done += len(ranks) - len(missing)
+            for rank in missing:
                 with at_ranks(model, {layer: rank}):
-                    losses[layer][str(rank)] = loss()
-    return Sensitivity(network=network.fingerprint, images=len(targets), base_loss=base, losses=losses)
+                    known[str(rank)] = loss()
+            table = table.model_copy(update={"losses": losses})
+            if missing and path is not None:
+                table.save(path)
+    return table
+
+
+def _saved(path: Path | None, network: Network, images: int, base_loss: float) -> Sensitivity:
+    """What `path` holds for this network, weights and images; the uncut loss tells the weights apart."""
+    fresh = Sensitivity(network=network.fingerprint, images=images, base_loss=base_loss, losses={})
+    if path is None or not path.exists():
+        return fresh
+    found = Sensitivity.load(path)
+    same = found.network == fresh.network and found.images == images
+    return found if same and math.isclose(found.base_loss, base_loss, rel_tol=1e-5) else fresh
 
 
 def _measured_ranks(model: nn.Module, network: Network, tables: Sequence[LatencyTable]) -> dict[str, list[int]]:

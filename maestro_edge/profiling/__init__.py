@@ -1,11 +1,14 @@
 """Profiling: latency tables measured on a device, and what they predict for whole networks."""
 
 from maestro_edge.profiling.calibration import fit, recalibrate
+from maestro_edge.profiling.measuring import Conditions, measure_calmly
 from maestro_edge.profiling.options import random_ranks, rank_options, uniform_ranks
 from maestro_edge.profiling.session import measure_networks, profile
 
 __all__ = [
+    "Conditions",
     "fit",
+    "measure_calmly",
     "measure_networks",
     "profile",
     "random_ranks",

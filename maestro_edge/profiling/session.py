@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from maestro_edge.devices import Device
 from maestro_edge.errors import DeviceError
 from maestro_edge.ordered import cut, ordered_layers, trace
 from maestro_edge.profiling.calibration import fit
+from maestro_edge.profiling.measuring import Conditions, measure_calmly
 from maestro_edge.profiling.options import layer_options, random_ranks, uniform_ranks
 from maestro_edge.runtimes import MeasuringProtocol, Runtime, TracingRuntime
 from maestro_edge.values import (
@@ -36,8 +38,8 @@ Ranks = dict[str, Rank]
 Key = tuple[LayerSpec, Rank]
 
 _PROBES_A_RUN = 24
-_SMALLEST_SPREAD_MS = 0.002
-"""Below this an interquartile range is the clock's resolution, not noise."""
+_DENSE = "{}"
+"""Name of the dense network, the control of every run: see `_name`."""
 
 
 def profile(
@@ -49,7 +51,7 @@ def profile(
     folder: Path,
     name: str = "model",
     protocol: MeasuringProtocol | None = None,
-    calibration_networks: int = 3,
+    calibration_networks: int = 5,
     progress: Progress | None = None,
 ) -> LatencyTable:
     """Measure every distinct LayerSpec of an ordered model at its ranks and dense, and fit whole networks.
@@ -81,10 +83,11 @@ def measure_networks(
 ) -> tuple[NetworkTiming, ...]:
     """Export and measure `count` random rank sets that the calibration has not seen."""
     session = _Session(model, inputs, runtime, device, folder, name, protocol or MeasuringProtocol(), progress)
-    sets = random_ranks(session.options, count, seed=seed)
+    sets = [{}, *random_ranks(session.options, count, seed=seed)]
     session.total = len(sets) + 1
+    session.conditions.fastest_ms = table.calibration(session.network).networks[0].timing.median_ms
     paths = session.export_networks(sets)
-    return session.whole(sets, paths, table)
+    return session.whole(sets, paths, table)[1:]
 
 
 class _Session:
@@ -101,6 +104,7 @@ class _Session:
     ) -> None:
         self.model, self.inputs, self.runtime, self.device = model, inputs, runtime, device
         self.protocol, self.progress = protocol, progress or (lambda done, total, what: None)
+        self.conditions = Conditions(protocol)
         self.network = trace(model, inputs, name=name)
         ranks = {layer: module.rank for layer, module in ordered_layers(model).items()}
         self.options = layer_options(self.network, ranks, step=runtime.rank_step)
@@ -124,18 +128,22 @@ class _Session:
         uniform = uniform_ranks(self.options)
         traced = isinstance(self.runtime, TracingRuntime)
         sets = [*(uniform if traced else uniform[:2]), *mixed]
-        self.total = len(sets) + 2 + (1 if traced else len(self._wanted()) // _PROBES_A_RUN + 1)
+        probing = 0 if traced else math.ceil(len(self._wanted()) / _PROBES_A_RUN)
+        self.total = len(sets) + max(1, probing) + 1
         paths = self.export_networks(sets)
         rows = self._finished()
         if set(rows) < self._wanted():
             found = self._rows_in_model(uniform, paths) if traced else None
-            rows = self._rows_by_probe(rows) if found is None else found
+            rows = self._rows_by_probe(rows, paths[_DENSE]) if found is None else found
             self._note(rows)
         table = self._table(rows)
         networks = self.whole(sets, paths, table)
         dense_ms = networks[0].timing.median_ms
         rest_ms = max(0.0, dense_ms - networks[0].layers_ms)
         return table.model_copy(update={"calibrations": (fit(self.network, networks, rest_ms),)})
+
+    def _measure(self, paths: Mapping[str, Path]) -> dict[str, Timing]:
+        return measure_calmly(self.runtime, self.device, paths, control=_DENSE, conditions=self.conditions)
 
     def _step(self, what: str) -> None:
         self.done += 1
@@ -164,7 +172,7 @@ class _Session:
         self, sets: Sequence[Ranks], paths: Mapping[str, Path], table: LatencyTable
     ) -> tuple[NetworkTiming, ...]:
         """Times of whole networks, interleaved in one run, beside the sum of their layers' rows."""
-        timings = self.runtime.measure(self.device, paths, self.protocol)
+        timings = self._measure(paths)
         self._step("measuring whole networks")
         return tuple(
             NetworkTiming(
@@ -179,26 +187,22 @@ class _Session:
         """Rows from the operators of whole networks; None when operators and layers do not correspond."""
         runtime = self.runtime
         assert isinstance(runtime, TracingRuntime)
-        best: dict[Key, LatencyRow] = {}
-        wanted = {_name(ranks): ranks for ranks in uniform}
-        for attempt in range(self.protocol.repeats + 1):
-            files = {name: paths[name] for name in wanted}
-            protocol = self.protocol.model_copy(update={"seed": self.protocol.seed + attempt})
-            operators = _measure_ops(runtime, self.device, files, protocol)
+        files = {_name(ranks): paths[_name(ranks)] for ranks in uniform}
+
+        def run() -> tuple[float, dict[Key, list[float]]]:
             samples: dict[Key, list[float]] = {}
-            for name, ranks in wanted.items():
-                if not self._assign(ranks, operators[name], samples):
-                    return None
-            for key, values in samples.items():
-                row = _row(key, "in-model", Timing.of(values))
-                if key not in best or row.timing.spread < best[key].timing.spread:
-                    best[key] = row
-            noisy = {key for key, row in best.items() if self._noisy(row)}
-            wanted = {n: ranks for n, ranks in wanted.items() if noisy & set(self._keys(ranks))}
-            if not wanted:
-                break
+            operators = _measure_ops(runtime, self.device, files, self.protocol)
+            if not all(self._assign(ranks, operators[_name(ranks)], samples) for ranks in uniform):
+                return 0.0, {}
+            return sum(timing.median_ms for _, timing in operators[_DENSE]), samples
+
+        # The traced control is slower than the untraced one: it has conditions of its own.
+        runs = Conditions(self.protocol).calm_runs(run)
         self._step("measuring operators in whole networks")
-        return best
+        if not all(runs):
+            return None
+        keys = list(runs[0])
+        return {key: _row(key, "in-model", Timing.of([s for each in runs for s in each[key]])) for key in keys}
 
     def _keys(self, ranks: Mapping[str, Rank]) -> list[Key]:
         return [(layer.spec, ranks.get(layer.name, DENSE)) for layer in self.network.layers]
@@ -217,11 +221,7 @@ class _Session:
             samples.setdefault(key, []).extend(both)
         return True
 
-    def _noisy(self, row: LatencyRow) -> bool:
-        width_ms = row.timing.spread * row.ms
-        return row.timing.spread > self.protocol.spread_limit and width_ms > _SMALLEST_SPREAD_MS
-
-    def _rows_by_probe(self, rows: dict[Key, LatencyRow]) -> dict[Key, LatencyRow]:
+    def _rows_by_probe(self, rows: dict[Key, LatencyRow], dense: Path) -> dict[Key, LatencyRow]:
         missing = sorted(self._wanted() - set(rows), key=str)
         for start in range(0, len(missing), _PROBES_A_RUN):
             files, keys = {}, {}
@@ -229,8 +229,9 @@ class _Session:
                 path = self.folder / f"probe-{index}{self.runtime.suffix}"
                 self.runtime.write_probe(spec, rank, path)
                 files[path.stem], keys[path.stem] = path, (spec, rank)
-            timings = self.runtime.measure(self.device, files, self.protocol)
-            rows |= {keys[name]: _row(keys[name], "probe", timing) for name, timing in timings.items()}
+            with_control = {**files, _DENSE: dense}
+            timings = self._measure(with_control)
+            rows |= {key: _row(key, "probe", timings[name]) for name, key in keys.items()}
             self._note(rows)
             self._step("measuring layers")
             for path in files.values():

@@ -7,25 +7,22 @@ from pathlib import Path
 
 from maestro_edge.devices import Device
 from maestro_edge.planning import reachable_ms
-from maestro_edge.recipes.run import (
-    Run,
+from maestro_edge.recipes.run import Progress, Run
+from maestro_edge.recipes.steps import (
     bundle_run,
-    export_run,
     load_table,
     plan_run,
     profile_run,
     report_run,
     sensitivity_of,
     train_run,
-    verify_run,
 )
+from maestro_edge.recipes.variants import export_run, verify_run
 from maestro_edge.runtimes import MeasuringProtocol, Runtime
 from maestro_edge.training import TrainSettings
 from maestro_edge.values import LatencyTable, Manifest, Network, Sensitivity
 
 __all__ = ["DENSE_TRAINING", "NESTED_TRAINING", "PAPER_TRAINING", "run_demo", "spread_budgets"]
-
-Progress = Callable[[int, int, str], None]
 
 DENSE_TRAINING = TrainSettings(epochs=10, lr=0.1)
 NESTED_TRAINING = TrainSettings(epochs=8, lr=0.05)

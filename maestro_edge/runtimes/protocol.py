@@ -37,14 +37,18 @@ class MeasuringProtocol(Value):
 
     Each visit runs a file once untimed and then for about `slice_ms`. Files whose spread (interquartile range
     over median) stays above `spread_limit` are measured again, up to `repeats` times, and the calmest is kept.
+    Whole runs are repeated until `calm_runs` of them agree within `drift_limit` on a control file.
     """
 
     threads: PositiveInt = 1
     warmup_ms: NonNegativeFloat = 20.0
-    rounds: PositiveInt = 15
+    rounds: PositiveInt = 10
     slice_ms: PositiveFloat = 5.0
     spread_limit: PositiveFloat = 0.1
     repeats: NonNegativeInt = 2
+    drift_limit: PositiveFloat = 0.03
+    calm_runs: PositiveInt = 2
+    most_runs: PositiveInt = 6
     seed: int = 0
     timeout_s: PositiveFloat = 600.0
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from maestro_edge.errors import CheckpointError, TrainingError
 from maestro_edge.ordered import at_ranks, ordered_layers
 from maestro_edge.training.checkpoint import load_checkpoint, restore_model, save_checkpoint
-from maestro_edge.training.penalty import add_penalty_gradient, layer_penalty
+from maestro_edge.training.penalty import layer_penalty, shrink_towards_zero
 from maestro_edge.training.samplers import Sampler, SamplerName, make_sampler
 from maestro_edge.training.shrinking import shrink
 from maestro_edge.values import Value
@@ -172,14 +172,13 @@ class _Run:
                 f"the loss is {loss} at step {self.step} of epoch {self.epoch}: lower lr "
                 f"(now {self.settings.lr}); the last checkpoint is intact"
             )
-        if self.settings.penalty > 0:
-            raw = self.settings.penalty_form == "raw"
-            scale = {n: self.settings.penalty / (1.0 if raw else self.start_penalties[n]) for n in layers}
-            add_penalty_gradient(layers, scale)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr()
         self.optimizer.step()
+        if self.settings.penalty > 0:
+            raw, step = self.settings.penalty_form == "raw", self.settings.penalty * self._lr()
+            shrink_towards_zero(layers, {n: step / (1.0 if raw else self.start_penalties[n]) for n in layers})
         return loss
 
     def _backward(self, inputs: Tensor, targets: Tensor, sets: tuple[Mapping[str, Any], ...]) -> float:

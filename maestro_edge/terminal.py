@@ -1,0 +1,87 @@
+"""Plans and variants as tables for the terminal."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from maestro_edge.values import Manifest, RankPlan
+
+__all__ = ["plan_table", "variants_table"]
+
+
+def plan_table(plan: RankPlan) -> Table:
+    """Rank, params, MACs, kB and ms of every layer, and the totals beside the dense network."""
+    title = (
+        f"{plan.network_name} on {plan.device}, {plan.runtime} {plan.runtime_version}: budget "
+        f"{plan.budget_ms:g} ms, predicted {plan.predicted_ms:.3f} ms"
+    )
+    table = Table("layer", "shape", title=title, title_justify="left")
+    for heading in ("rank", "params", "MACs", "kB", "ms", "dense ms"):
+        table.add_column(heading, justify="right")
+    for layer in plan.layers:
+        spec, rank = layer.spec, layer.rank
+        numbers = (spec.params(rank), spec.macs(rank), round(spec.size_bytes(rank) / 1000))
+        table.add_row(
+            layer.name,
+            str(spec),
+            str(rank),
+            *(f"{number:,}" for number in numbers),
+            f"{layer.ms:.3f}",
+            f"{layer.dense_ms:.3f}",
+        )
+    table.add_section()
+    table.add_row(
+        "outside", "", "", f"{plan.other_params:,}", f"{plan.other_macs:,}", "", f"{plan.other_ms:.3f}", ""
+    )
+    for name, dense in (("total", False), ("dense network", True)):
+        totals = plan.totals(dense=dense)
+        table.add_row(
+            name,
+            "",
+            "",
+            f"{totals.params:,}",
+            f"{totals.macs:,}",
+            f"{round(totals.size_bytes / 1000):,}",
+            f"{totals.ms:.3f}",
+            "",
+        )
+    return table
+
+
+def variants_table(manifest: Manifest) -> Table:
+    """Every file: budget, predicted and measured ms, speed-up over the dense file of its runtime, accuracy."""
+    table = Table(title=f"{manifest.model} on {manifest.device.name}", title_justify="left")
+    for heading in (
+        "variant",
+        "budget ms",
+        "predicted",
+        "measured p50",
+        "p90",
+        "speed-up",
+        "top-1 %",
+        "kB",
+        "max error",
+    ):
+        table.add_column(heading, justify="left" if heading == "variant" else "right")
+    dense = {v.runtime: v.measured_ms for v in manifest.variants if v.budget_ms is None}
+    for variant in manifest.variants:
+        measured, rival = variant.measured_ms, dense.get(variant.runtime)
+        kept = (
+            ""
+            if measured is None or variant.budget_ms is None
+            else " ✓"
+            if measured.p50 <= variant.budget_ms
+            else " ✗"
+        )
+        table.add_row(
+            variant.name,
+            "dense" if variant.budget_ms is None else f"{variant.budget_ms:g}",
+            "" if variant.predicted_ms is None else f"{variant.predicted_ms:.3f}",
+            "not measured" if measured is None else f"{measured.p50:.3f}{kept}",
+            "" if measured is None else f"{measured.p90:.3f}",
+            "" if measured is None or rival is None else f"{rival.p50 / measured.p50:.2f}x",
+            f"{100 * variant.accuracy:.1f}",
+            f"{variant.size_bytes / 1000:,.0f}",
+            f"{variant.max_abs_error:.1e}",
+        )
+    return table
