@@ -53,15 +53,16 @@ def main(folder: Path) -> None:
     prediction = {}
     for runtime in timed:
         table = load_table(run, runtime, device, profiles=profiles, threads=protocol.threads)
-        mape, worst = check_prediction(run, table, runtime, device, count=NETWORKS, protocol=protocol)
+        check = check_prediction(run, table, runtime, device, count=NETWORKS, protocol=protocol)
         calibration = table.calibration(run.network)
         prediction[table.title] = {
             "networks": NETWORKS,
-            "mape": round(mape, 4),
-            "worst": round(worst, 4),
+            "mape": round(check.mape, 4),
+            "worst": round(check.worst, 4),
+            "drift_of_dense": round(check.drift, 4),
             "leave_one_out_mape": round(calibration.loo_mape, 4),
         }
-        print(f"{table.title}: MAPE {100 * mape:.1f} %, worst {100 * worst:.1f} %", flush=True)
+        print(f"{table.title}: {check}", flush=True)
     result = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": manifest.device.model_dump(),

@@ -108,6 +108,9 @@ def pareto_figure(manifest: Manifest) -> Figure:
     labels = [_draw_file(axes, variant, ms, *looks[_runtime(variant)]) for variant, ms in measured]
     axes.set(xlabel="measured p50 in ms, whisker to p90", ylabel="test accuracy in %")
     axes.margins(0.12, 0.16)
+    low, high = axes.get_ylim()
+    # At least four points high: a zoom into one image's worth of accuracy would look like a loss.
+    axes.set_ylim(min(low, high - 4), max(high, 100 * max(v.accuracy for v, _ in measured) + 0.6))
     figure.legend(*_legend_entries([axes]), loc="outside upper left", ncols=2)
     _part_labels(figure, axes, labels, [ms.p90 for _, ms in measured])
     return figure

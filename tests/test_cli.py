@@ -420,3 +420,29 @@ def test_help_is_quick_and_reads_like_the_pipeline(tmp_path: Path) -> None:
     ]
     assert [name for name in found if name in order] == order
     assert min(seconds) < 0.5
+
+
+def test_a_model_of_ones_own_that_cannot_be_exported_is_one_line(tmp_path: Path) -> None:
+    """A module of the current folder trains; its data-dependent branch is refused when it is first exported."""
+    (tmp_path / "mynet.py").write_text(
+        "from torch import nn\n\n\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, classes):\n"
+        "        super().__init__()\n"
+        "        self.conv = nn.Conv2d(1, 64, 3, stride=4)\n"
+        "        self.hidden = nn.Linear(64, 64)\n"
+        "        self.head = nn.Linear(64, classes)\n\n"
+        "    def forward(self, x):\n"
+        "        x = self.hidden(self.conv(x).mean((2, 3)))\n"
+        "        return self.head(x if x.sum() > 0 else x * 2)\n\n\n"
+        "def build(classes):\n"
+        "    return Net(classes)\n"
+    )
+    argv = ("train", "mynet:build", "--out", "run", "--epochs", "1", "--dense-epochs", "1")
+
+    trained = maestro(*argv, folder=tmp_path)
+    line = refused(maestro("profile", "run", "--model", "mynet:build", "--runtime", "litert", folder=tmp_path))
+
+    assert trained.code == 0, trained.err
+    assert "cannot be exported to LiteRT" in line
+    assert not (tmp_path / "profiles").exists()

@@ -14,7 +14,15 @@ from torch import nn
 from maestro_edge.devices import Device, LocalDevice
 from maestro_edge.errors import DeviceError, TableError
 from maestro_edge.ordered import order, trace
-from maestro_edge.profiling import fit, measure_networks, profile, random_ranks, rank_options, recalibrate
+from maestro_edge.profiling import (
+    Conditions,
+    fit,
+    measure_networks,
+    profile,
+    random_ranks,
+    rank_options,
+    recalibrate,
+)
 from maestro_edge.profiling.options import uniform_ranks
 from maestro_edge.runtimes import MeasuringProtocol
 from maestro_edge.values import DENSE, LatencyTable, LayerSpec, Network, NetworkTiming, Timing
@@ -110,14 +118,16 @@ class Failing(FakeRuntime):
 
 def test_an_interrupted_profile_goes_on_where_it_stopped(ordered: nn.Module, tmp_path: Path) -> None:
     """After Ctrl-C no file is exported again and no finished row is measured again; the table is the same."""
-    failing = Failing(at=1)
+    failing = Failing(at=2)  # after the two calm runs of the probes
     with pytest.raises(KeyboardInterrupt):
         measured(ordered, tmp_path, failing)
     again = FakeRuntime()
 
     table = measured(ordered, tmp_path, again)
 
-    assert failing.measured and not set(failing.measured) & set(again.measured)
+    control = "{}"
+    assert set(failing.measured) - {control}
+    assert not (set(failing.measured) & set(again.measured)) - {control}
     assert again.exports == 0
     whole = measured(ordered, tmp_path / "fresh")
     assert {(r.spec, r.rank, r.ms) for r in table.rows} == {(r.spec, r.rank, r.ms) for r in whole.rows}
@@ -142,7 +152,7 @@ def test_equal_specs_are_measured_once(tmp_path: Path) -> None:
     table = profile(model, (torch.zeros(1, 64),), runtime, LocalDevice(), folder=tmp_path)
 
     assert [row.rank for row in table.rows].count(16) == 1
-    assert sum(name.startswith("probe") for name in runtime.measured) == len(table.rows) == 2
+    assert len({name for name in runtime.measured if name.startswith("probe")}) == len(table.rows) == 2
 
 
 def timings(*pairs: tuple[float, float]) -> list[NetworkTiming]:
@@ -225,3 +235,28 @@ def test_a_failed_command_is_one_line(argv: list[str], message: str) -> None:
 
     assert "\n" not in str(caught.value)
     device.close()
+
+
+def conditions(*, most: int = 4) -> Conditions:
+    return Conditions(MeasuringProtocol(calm_runs=2, most_runs=most, drift_limit=0.05, pause_s=0))
+
+
+def test_runs_that_the_machine_disturbed_are_repeated_and_dropped() -> None:
+    """A control 20 % slower than the fastest is no calm run; two that agree are enough."""
+    controls = iter([1.2, 1.0, 1.3, 1.02, 9.0])
+
+    kept = conditions().calm_runs(lambda: (ms := next(controls), ms))
+
+    assert kept == [1.0, 1.02]
+    assert next(controls) == 9.0, "no run beyond the second calm one"
+
+
+def test_a_machine_that_stays_slower_is_measured_as_it_is() -> None:
+    """When no run comes near what was fastest before, those that agree now have to do."""
+    controls = iter([1.5, 1.52, 1.9, 1.51])
+    now = conditions()
+    now.fastest_ms = 1.0
+
+    kept = now.calm_runs(lambda: (ms := next(controls), ms))
+
+    assert kept == [1.5, 1.52, 1.51]

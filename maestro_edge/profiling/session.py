@@ -37,7 +37,7 @@ Progress = Callable[[int, int, str], None]
 Ranks = dict[str, Rank]
 Key = tuple[LayerSpec, Rank]
 
-_PROBES_A_RUN = 24
+_PROBES_A_RUN = 48
 _DENSE = "{}"
 """Name of the dense network, the control of every run: see `_name`."""
 
@@ -51,7 +51,6 @@ def profile(
     folder: Path,
     name: str = "model",
     protocol: MeasuringProtocol | None = None,
-    calibration_networks: int = 5,
     progress: Progress | None = None,
 ) -> LatencyTable:
     """Measure every distinct LayerSpec of an ordered model at its ranks and dense, and fit whole networks.
@@ -64,7 +63,7 @@ def profile(
         ExportError: the model cannot be exported.
     """
     session = _Session(model, inputs, runtime, device, folder, name, protocol or MeasuringProtocol(), progress)
-    return session.run(calibration_networks)
+    return session.run()
 
 
 def measure_networks(
@@ -81,13 +80,13 @@ def measure_networks(
     protocol: MeasuringProtocol | None = None,
     progress: Progress | None = None,
 ) -> tuple[NetworkTiming, ...]:
-    """Export and measure `count` random rank sets that the calibration has not seen."""
+    """Export and measure the dense network, then `count` random rank sets that no calibration has seen."""
     session = _Session(model, inputs, runtime, device, folder, name, protocol or MeasuringProtocol(), progress)
     sets = [{}, *random_ranks(session.options, count, seed=seed)]
     session.total = len(sets) + 1
     session.conditions.fastest_ms = table.calibration(session.network).networks[0].timing.median_ms
     paths = session.export_networks(sets)
-    return session.whole(sets, paths, table)[1:]
+    return session.whole(sets, paths, table)
 
 
 class _Session:
@@ -123,10 +122,11 @@ class _Session:
         ]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
 
-    def run(self, calibration_networks: int) -> LatencyTable:
-        mixed = random_ranks(self.options, calibration_networks, seed=self.protocol.seed)
-        uniform = uniform_ranks(self.options)
+    def run(self) -> LatencyTable:
         traced = isinstance(self.runtime, TracingRuntime)
+        uniform = uniform_ranks(self.options)
+        # Uniform sets alone span the sizes but not the mixtures; where they are not measured, more are mixed.
+        mixed = random_ranks(self.options, 3 if traced else 5, seed=self.protocol.seed)
         sets = [*(uniform if traced else uniform[:2]), *mixed]
         probing = 0 if traced else math.ceil(len(self._wanted()) / _PROBES_A_RUN)
         self.total = len(sets) + max(1, probing) + 1

@@ -24,9 +24,9 @@ from maestro_edge.values import LatencyTable, Manifest, Network, Sensitivity
 
 __all__ = ["DENSE_TRAINING", "NESTED_TRAINING", "PAPER_TRAINING", "run_demo", "spread_budgets"]
 
-DENSE_TRAINING = TrainSettings(epochs=10, lr=0.1)
-NESTED_TRAINING = TrainSettings(epochs=8, lr=0.05)
-PAPER_TRAINING = TrainSettings(epochs=18, lr=0.05, sampler="pairs")
+DENSE_TRAINING = TrainSettings(epochs=8, lr=0.1)
+NESTED_TRAINING = TrainSettings(epochs=6, lr=0.05)
+PAPER_TRAINING = TrainSettings(epochs=14, lr=0.05, sampler="pairs")
 
 
 def run_demo(

@@ -31,7 +31,7 @@ from maestro_edge.training import (
     restore_model,
 )
 from maestro_edge.training import (
-    recalibrate as recalibrate_norms,
+    recalibrate as recalibrate,
 )
 from maestro_edge.values import (
     Network,
@@ -118,7 +118,7 @@ class Run:
     @property
     def example(self) -> tuple[Tensor, ...]:
         """One prepared image, (1, C, H, W)."""
-        return (self.data.normalise(self.data.test.images[:1]),)
+        return (self.data.normalise(self.data.train.images[:1]),)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -170,7 +170,17 @@ class Run:
 
     def variant(self, ranks: Mapping[str, Rank]) -> nn.Module:
         """Stock layers at `ranks`, BatchNorm recalibrated on training images."""
-        return recalibrate_norms(cut(self.ordered, ranks), self.calibration()).eval()
+        return recalibrate(cut(self.ordered, ranks), self.calibration()).eval()
+
+    @cached_property
+    def dense(self) -> nn.Module:
+        """The rival: the dense training's network, or the ordered one at full rank where validation prefers it."""
+        full = self.variant({})
+        if not (self.folder / "dense" / "checkpoint.json").exists():
+            return full
+        dense = recalibrate(self.load("dense"), self.calibration()).eval()
+        candidates = [(self.score(model, self.data.validation), model) for model in (dense, full)]
+        return max(candidates, key=lambda pair: (pair[0].top1, -pair[0].loss))[1]
 
     def checkpoint_ranks(self) -> dict[str, int]:
         """The ranks that training left."""

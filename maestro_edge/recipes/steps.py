@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -20,6 +22,7 @@ from maestro_edge.training import Score, TrainSettings, recalibrate, save_checkp
 from maestro_edge.values import LatencyTable, Manifest, RankPlan, Sensitivity
 
 __all__ = [
+    "PredictionCheck",
     "bundle_run",
     "check_prediction",
     "load_runtimes",
@@ -143,6 +146,14 @@ def profile_run(
     return table
 
 
+class PredictionCheck(NamedTuple):
+    """Errors over networks the calibration has not seen; `drift` is how much slower dense is now than then."""
+
+    mape: float
+    worst: float
+    drift: float
+
+
 def check_prediction(
     run: Run,
     table: LatencyTable,
@@ -150,12 +161,11 @@ def check_prediction(
     device: Device,
     *,
     count: int,
-    seed: int = 1,
     protocol: MeasuringProtocol | None = None,
     progress: Progress | None = None,
-) -> tuple[float, float]:
-    """(MAPE, largest error) of the prediction over random rank assignments the calibration has not seen."""
-    networks = measure_networks(
+) -> PredictionCheck:
+    """Predict and measure `count` random rank assignments."""
+    dense, *networks = measure_networks(
         run.ordered,
         run.example,
         table,
@@ -163,13 +173,13 @@ def check_prediction(
         device,
         folder=run.folder / "work",
         count=count,
-        seed=seed,
         protocol=protocol,
         progress=progress,
     )
     calibration = table.calibration(run.network)
     errors = [abs(calibration.whole_ms(item.layers_ms) / item.timing.median_ms - 1) for item in networks]
-    return sum(errors) / len(errors), max(errors)
+    then_ms = calibration.networks[0].timing.median_ms
+    return PredictionCheck(fmean(errors), max(errors), dense.timing.median_ms / then_ms - 1)
 
 
 def load_table(run: Run, runtime: Runtime, device: Device, *, profiles: Path, threads: int) -> LatencyTable:

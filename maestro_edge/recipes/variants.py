@@ -7,8 +7,6 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from torch import nn
-
 from maestro_edge.devices import Device
 from maestro_edge.errors import BudgetError, TableError
 from maestro_edge.planning import plan
@@ -17,7 +15,6 @@ from maestro_edge.recipes.run import Progress, Run
 from maestro_edge.recipes.steps import load_table
 from maestro_edge.runtimes import Agreement, MeasuringProtocol, Runtime, digest, export, size_bytes
 from maestro_edge.training import load_checkpoint
-from maestro_edge.training import recalibrate as recalibrate_norms
 from maestro_edge.values import (
     InputSpec,
     LatencyTable,
@@ -79,16 +76,6 @@ def export_run(
     return manifest
 
 
-def dense_model(run: Run) -> nn.Module:
-    """The rival: the dense training's network, or the ordered one at full rank where validation prefers it."""
-    full = run.variant({})
-    if not (run.folder / "dense" / "checkpoint.json").exists():
-        return full
-    dense = recalibrate_norms(run.load("dense"), run.calibration()).eval()
-    candidates = [(run.score(model, run.data.validation), model) for model in (dense, full)]
-    return max(candidates, key=lambda pair: (pair[0].top1, -pair[0].loss))[1]
-
-
 def export_variant(run: Run, runtime: Runtime, item: RankPlan | None) -> Variant:
     """Export and gate one plan (None: dense) and describe the file; times are not measured yet."""
     name = f"{runtime.name}-{'dense' if item is None else f'{item.budget_ms:g}ms'}"
@@ -100,7 +87,7 @@ def export_variant(run: Run, runtime: Runtime, item: RankPlan | None) -> Variant
         if done.key == key and done.variant.sha256 == digest(path):
             return done.variant
     ranks = {} if item is None else item.ranks
-    model = dense_model(run) if item is None else run.variant(ranks)
+    model = run.dense if item is None else run.variant(ranks)
     samples = run.data.normalise(run.data.validation.images[:_GATE_SAMPLES])
     agreement: Agreement = export(model, samples, path, runtime)
     timed = item is not None and item.runtime == runtime.name

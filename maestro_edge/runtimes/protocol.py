@@ -37,7 +37,8 @@ class MeasuringProtocol(Value):
 
     Each visit runs a file once untimed and then for about `slice_ms`. Files whose spread (interquartile range
     over median) stays above `spread_limit` are measured again, up to `repeats` times, and the calmest is kept.
-    Whole runs are repeated until `calm_runs` of them agree within `drift_limit` on a control file.
+    Whole runs are repeated until `calm_runs` of them agree within `drift_limit` on a control file, after a
+    pause of `pause_s` each time they do not.
     """
 
     threads: PositiveInt = 1
@@ -46,9 +47,10 @@ class MeasuringProtocol(Value):
     slice_ms: PositiveFloat = 5.0
     spread_limit: PositiveFloat = 0.1
     repeats: NonNegativeInt = 2
-    drift_limit: PositiveFloat = 0.03
+    drift_limit: PositiveFloat = 0.04
     calm_runs: PositiveInt = 2
-    most_runs: PositiveInt = 6
+    most_runs: PositiveInt = 4
+    pause_s: NonNegativeFloat = 1.0
     seed: int = 0
     timeout_s: PositiveFloat = 600.0
 

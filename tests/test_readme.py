@@ -1,0 +1,101 @@
+"""The README is true: its Python runs, its commands exist, its numbers are those of the committed results."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from typer.main import get_command
+
+import maestro_edge as me
+from maestro_edge.cli import app
+from maestro_edge.recipes import data as datasets
+from maestro_edge.recipes.models import resnet8
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+RESULTS = json.loads((ROOT / "benchmarks" / "results" / "demo.json").read_text())
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_python_version_runs_in_eight_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The block as it stands, on digits and LiteRT: it prints the file's agreement and the predicted ms."""
+    (code,) = blocks("python")
+    assert len([line for line in code.splitlines() if line and not line.startswith("import")]) == 8
+    digits = datasets.load("digits")
+    model, example = resnet8()
+    batches = [digits.normalise(digits.train.images[:128])]
+    train_set = me.TrainSet("digits", digits.train.images[:192], digits.train.targets[:192], digits.normalise)
+    names = {
+        "model": model.eval(),
+        "example": example,
+        "batches": batches,
+        "train_set": train_set,
+        "validation_inputs": digits.normalise(digits.validation.images[:64]),
+        "validation_targets": digits.validation.targets[:64],
+        "samples": digits.normalise(digits.validation.images[:8]),
+        "budget_ms": 50.0,
+        "work": tmp_path,
+    }
+
+    exec(compile(code.replace("epochs=6", "epochs=1"), "README.md", "exec"), names)
+
+    assert "sqnr_db" in capsys.readouterr().out
+    assert (tmp_path / "small.tflite").exists()
+    assert isinstance(names["plan"], me.RankPlan)
+    with torch.no_grad():
+        assert names["small"](names["samples"]).shape == (8, 10)  # type: ignore[operator]
+
+
+def test_every_command_and_option_of_the_readme_exists() -> None:
+    """Each `maestro-edge …` line parses against the real command line."""
+    lines = re.findall(r"^ {4}maestro-edge (.*?)(?: +#.*)?$", README, re.MULTILINE)
+    group = get_command(app)
+
+    assert len(lines) == 7
+    for line in lines:
+        name, *argv = shlex.split(line)
+        command = group.commands[name]  # type: ignore[attr-defined]
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in argv if word.startswith("--")} <= known, line
+
+
+def test_the_make_targets_exist() -> None:
+    """`make demo` and `make test`, and CI runs exactly the latter."""
+    makefile = (ROOT / "Makefile").read_text()
+
+    assert re.search(r"^demo:", makefile, re.MULTILINE) and re.search(r"^test:", makefile, re.MULTILINE)
+    assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("make test")
+    assert "make demo" in README and "make test" in README
+
+
+def test_the_table_is_that_of_the_committed_results() -> None:
+    """Every measured, predicted and accuracy figure of the README's table stands in results/demo.json."""
+    rows = re.findall(r"^\| (\S+) \| (\S+) \| (\S+) \| ([\d.]+) \| ([\d.]+)× \| ([\d.]+) \|", README, re.MULTILINE)
+    variants = {v["variant"]: v for v in RESULTS["variants"] if v["measured_ms"]}
+
+    assert {row[0] for row in rows} == set(variants)
+    for name, budget, predicted, measured, speed_up, accuracy in rows:
+        found = variants[name]
+        assert budget == ("–" if found["budget_ms"] is None else f"{found['budget_ms']:g}")
+        assert predicted == ("–" if found["predicted_ms"] is None else f"{found['predicted_ms']:.3f}")
+        assert measured == f"{found['measured_ms']['p50']:.3f}"
+        assert speed_up == f"{found['speed_up']:.2f}"
+        assert accuracy == f"{100 * found['test_accuracy']:.1f}"
+    for check in RESULTS["prediction"].values():
+        assert f"{100 * check['mape']:.1f} %" in README
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
+    """At most 120 lines; every relative link is a file."""
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+
+    assert len(README.splitlines()) <= 120
+    assert links and all((ROOT / link).exists() for link in links)

@@ -1,0 +1,201 @@
+"""The steps on a run folder with a runtime of exact times: what chooses, what is planned again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from maestro_edge.devices import LocalDevice
+from maestro_edge.errors import CheckpointError, TableError
+from maestro_edge.planning import reachable_ms
+from maestro_edge.recipes.data import Data, Split
+from maestro_edge.recipes.demo import spread_budgets
+from maestro_edge.recipes.run import Run, augment, create, open_run, remove
+from maestro_edge.recipes.steps import bundle_run, load_table, plan_run, profile_run, sensitivity_of, train_run
+from maestro_edge.recipes.variants import export_run, verify_run
+from maestro_edge.runtimes import MeasuringProtocol
+from maestro_edge.training import TrainSettings
+from maestro_edge.values import LatencyTable, Manifest, Sensitivity
+from tests.conftest import FakeRuntime
+
+PROTOCOL = MeasuringProtocol(pause_s=0)
+DENSE = TrainSettings(epochs=1, batch_size=32, bf16=False)
+NESTED = TrainSettings(epochs=1, batch_size=32, bf16=False)
+
+
+class Untouchable(Split):
+    """A test split that must not be looked at."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __getattribute__(self, name: str) -> Any:
+        raise AssertionError(f"the test split was asked for its {name}")
+
+
+def small(data: Data) -> Data:
+    def first(split: Split, count: int) -> Split:
+        return Split(split.images[:count], split.targets[:count])
+
+    return replace(
+        data, train=first(data.train, 64), validation=first(data.validation, 48), test=first(data.test, 40)
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run on 64 digits, one epoch each, whose test split refuses every look."""
+    run = create(tmp_path_factory.mktemp("run"), data="digits")
+    run.__dict__["data"] = replace(small(run.data), test=Untouchable())
+    train_run(run, dense=DENSE, nested=NESTED)
+    return run
+
+
+class Planned:
+    """A trained run with a table, a sensitivity table and three budgets."""
+
+    def __init__(self, run: Run, folder: Path) -> None:
+        self.run, self.profiles, self.device, self.runtime = run, folder / "profiles", LocalDevice(), FakeRuntime()
+        self.table: LatencyTable = profile_run(
+            run, self.runtime, self.device, profiles=self.profiles, protocol=PROTOCOL
+        )
+        self.sensitivity: Sensitivity = sensitivity_of(run, [self.table])
+        self.budgets = spread_budgets(run.network, [self.table], self.sensitivity)
+        self.plans = plan_run(run, self.table, self.sensitivity, self.budgets)
+
+    def verify(self) -> tuple[Manifest, list[str]]:
+        return verify_run(self.run, self.runtime, self.device, profiles=self.profiles, protocol=PROTOCOL)
+
+
+@pytest.fixture(scope="module")
+def planned(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Planned:
+    return Planned(trained, tmp_path_factory.mktemp("tables"))
+
+
+def test_the_test_split_chooses_nothing(planned: Planned) -> None:
+    """Training, profiling, sensitivity and planning end without one look at it."""
+    assert [item.budget_ms for item in planned.plans] == list(planned.budgets)
+    with pytest.raises(AssertionError, match="test split"):
+        planned.run.score(planned.run.ordered, planned.run.data.test)
+
+
+def test_three_budgets_lie_between_the_fastest_plan_and_dense(planned: Planned) -> None:
+    """Each is reachable, below dense, and smaller than the one before."""
+    network = planned.run.network
+    floor = reachable_ms(network, planned.table, planned.sensitivity)
+
+    assert planned.table.predict_ms(network, {}) > planned.budgets[0] > planned.budgets[1] > planned.budgets[2]
+    assert planned.budgets[2] > floor
+
+
+@pytest.fixture
+def exported(planned: Planned) -> Planned:
+    """The plans exported anew with the real test split, by a runtime that keeps its word."""
+    planned.runtime.slowdown = 1.0
+    planned.run.__dict__["data"] = small(create(planned.run.folder, data="digits").data)
+    planned.plans = plan_run(planned.run, planned.table, planned.sensitivity, planned.budgets)
+    planned.table.save(planned.profiles / planned.table.file_name)
+    export_run(planned.run, planned.device, [planned.runtime])
+    return planned
+
+
+def test_variants_that_keep_their_budget_are_left_alone(exported: Planned) -> None:
+    """On a device that behaves as profiled nothing is planned again, and prediction meets measurement."""
+    manifest, log = exported.verify()
+
+    assert log == []
+    for variant in manifest.variants[1:]:
+        assert variant.measured_ms and variant.budget_ms and variant.predicted_ms
+        assert variant.measured_ms.p50 <= variant.budget_ms
+        assert variant.measured_ms.p50 == pytest.approx(variant.predicted_ms, rel=0.02)
+    assert manifest.variants[0].budget_ms is None
+
+
+def test_a_variant_over_its_budget_is_planned_again_with_the_new_times(exported: Planned) -> None:
+    """A device that became 12 % slower: after one round every budget holds again, and the table knows."""
+    exported.runtime.slowdown = 1.12
+
+    manifest, log = exported.verify()
+
+    assert any("planned again" in line for line in log)
+    for variant in manifest.variants[1:]:
+        assert variant.measured_ms and variant.budget_ms
+        assert variant.measured_ms.p50 <= variant.budget_ms
+    saved = LatencyTable.load(exported.profiles / exported.table.file_name)
+    assert len(saved.calibrations[0].networks) > len(exported.table.calibrations[0].networks)
+
+
+def test_a_budget_out_of_reach_is_said_to_be_missed(exported: Planned) -> None:
+    """Ten times slower: the variant stays, the log says that it still misses its budget."""
+    exported.runtime.slowdown = 10.0
+
+    manifest, log = exported.verify()
+
+    assert any("cannot be planned lower" in line for line in log)
+    assert any("still measures" in line for line in log)
+    assert all(v.measured_ms for v in manifest.variants)
+
+
+def test_exporting_again_writes_nothing_that_is_there(exported: Planned) -> None:
+    """Finished exports are kept by weights, plan and runtime version."""
+    before = exported.runtime.exports
+
+    export_run(exported.run, exported.device, [exported.runtime])
+    same = exported.runtime.exports
+    (exported.run.folder / "files" / "fake-dense.fake").unlink()
+    export_run(exported.run, exported.device, [exported.runtime])
+
+    assert (same, exported.runtime.exports) == (before, before + 1)
+
+
+def test_the_bundle_holds_what_the_manifest_names(exported: Planned, tmp_path: Path) -> None:
+    """Files, labels and how an app feeds the model."""
+    exported.verify()
+
+    folder = bundle_run(exported.run, tmp_path / "bundle")
+
+    manifest = Manifest.load(folder / "manifest.json")
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", *(v.file for v in manifest.variants)}
+    assert manifest.labels == tuple("0123456789")
+    assert manifest.input.shape == (1, 1, 32, 32) and len(manifest.input.mean) == 1
+
+
+def test_a_table_of_another_version_is_named(planned: Planned) -> None:
+    """The message lists what was found instead."""
+    with pytest.raises(TableError, match=r"found .*fake-1\.0"):
+        load_table(planned.run, FakeRuntime(version="9.9"), planned.device, profiles=planned.profiles, threads=1)
+
+
+def test_a_run_folder_of_other_data_is_refused(trained: Run) -> None:
+    """One folder, one run."""
+    with pytest.raises(CheckpointError, match="other data or model"):
+        create(trained.folder, data="digits", seed=5)
+    assert open_run(trained.folder).facts == trained.facts
+
+
+def test_only_run_folders_are_removed(tmp_path: Path) -> None:
+    """--fresh must not delete what it did not make."""
+    (tmp_path / "thesis.tex").write_text("")
+
+    with pytest.raises(CheckpointError, match="not a run folder"):
+        remove(tmp_path)
+    remove(tmp_path / "nothing")
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_augmentation_shifts_and_mirrors_whole_images() -> None:
+    """Every result is a shifted, perhaps mirrored, copy; the same seed gives the same images."""
+    images = torch.arange(2 * 1 * 6 * 6, dtype=torch.uint8).view(2, 1, 6, 6)
+
+    first = augment(images, torch.Generator().manual_seed(1), shift=1, flip=True)
+    again = augment(images, torch.Generator().manual_seed(1), shift=1, flip=True)
+
+    assert torch.equal(first, again)
+    for image, shifted in zip(images, first, strict=True):
+        padded = torch.nn.functional.pad(image, (1, 1, 1, 1))
+        crops = [padded[:, t : t + 6, x : x + 6] for t in range(3) for x in range(3)]
+        assert any(torch.equal(shifted, c) or torch.equal(shifted, c.flip(-1)) for c in crops)
