@@ -151,10 +151,11 @@ def demo(
     budgets = _budgets(budget_ms)
     from maestro_edge.recipes.demo import DENSE_TRAINING, NESTED_TRAINING, run_demo
     from maestro_edge.recipes.run import create, remove
-    from maestro_edge.recipes.steps import load_runtimes
+    from maestro_edge.recipes.steps import load_runtimes, require_report
     from maestro_edge.terminal import variants_table
 
     timed, untimed = load_runtimes(runtime or _TIMED), load_runtimes(["coreml"])
+    require_report()
     if fresh:
         remove(out)
     run = create(out, data=data, seed=seed)

@@ -17,7 +17,7 @@ from maestro_edge.planning import measure_sensitivity, plan
 from maestro_edge.profiling import measure_networks, profile
 from maestro_edge.recipes.run import Progress, Run
 from maestro_edge.reporting import write_report
-from maestro_edge.runtimes import MeasuringProtocol, Runtime, load
+from maestro_edge.runtimes import MeasuringProtocol, Runtime, load, package_version
 from maestro_edge.training import Score, TrainSettings, recalibrate, save_checkpoint, train
 from maestro_edge.values import LatencyTable, Manifest, RankPlan, Sensitivity
 
@@ -30,6 +30,7 @@ __all__ = [
     "plan_run",
     "profile_run",
     "report_run",
+    "require_report",
     "sensitivity_of",
     "train_run",
 ]
@@ -236,6 +237,16 @@ def report_run(run: Run, tables: Sequence[LatencyTable]) -> Path:
     """The report page of what is in the run folder."""
     manifest = Manifest.load(run.manifest_path)
     return write_report(run.folder / "report.html", manifest=manifest, plans=run.plans(), tables=tables)
+
+
+def require_report() -> None:
+    """Refuse before any work what would fail at its end.
+
+    Raises:
+        MissingExtra: names the install command.
+    """
+    for package in ("matplotlib", "jinja2"):
+        package_version(package, "report")
 
 
 def load_runtimes(names: Iterable[str]) -> list[Runtime]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from maestro_edge.errors import ExportError
 from maestro_edge.runtimes.gate import Agreement, digest, export, size_bytes
-from maestro_edge.runtimes.protocol import MeasuringProtocol, Runtime, TracingRuntime
+from maestro_edge.runtimes.protocol import MeasuringProtocol, Runtime, TracingRuntime, package_version
 
 __all__ = [
     "RUNTIMES",
@@ -15,6 +15,7 @@ __all__ = [
     "digest",
     "export",
     "load",
+    "package_version",
     "size_bytes",
 ]
 

@@ -28,6 +28,7 @@ class LiteRT:
 
     @property
     def version(self) -> str:
+        package_version("litert-torch", "litert")  # refused now, not after an hour of training
         return package_version("ai-edge-litert", "litert")
 
     def export(
