@@ -134,18 +134,6 @@ def test_the_linux_app_runs_the_bundle(demo: tuple[Path, Done], tmp_path: Path) 
     assert json.loads(done.stdout)
 
 
-def test_a_second_demo_keeps_what_is_finished(run: Path) -> None:
-    """Training, rows and exports are taken from the folder: only the measuring of whole files is repeated."""
-    folder = run / "runs" / "demo"
-    kept = [*folder.glob("*/checkpoint.json"), *folder.rglob("rows.json"), *folder.rglob("network-*")]
-    before = {path: path.stat().st_mtime_ns for path in kept}
-
-    done = here("demo", "--runtime", "litert", "--epochs", "1", "--dense-epochs", "2", folder=run)
-
-    assert done.code == 0, done.err
-    assert {path: path.stat().st_mtime_ns for path in kept} == before
-
-
 def test_plan_prints_every_layer_and_the_totals(run: Path) -> None:
     """Rank, params, MACs, kB and ms per layer, with the totals beside dense."""
     done = maestro("plan", "runs/demo", "--runtime", "litert", "--budget-ms", "1000", folder=run)

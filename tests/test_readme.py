@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from typer.main import get_command
 
 import maestro_edge as me
 from maestro_edge.cli import app
 from maestro_edge.recipes import data as datasets
-from maestro_edge.recipes.models import resnet8
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -30,12 +30,20 @@ def test_the_python_version_runs_in_eight_lines(tmp_path: Path, capsys: pytest.C
     (code,) = blocks("python")
     assert len([line for line in code.splitlines() if line and not line.startswith("import")]) == 8
     digits = datasets.load("digits")
-    model, example = resnet8()
+    model = nn.Sequential(
+        nn.Conv2d(1, 64, 3, stride=4),
+        nn.ReLU(),
+        nn.Conv2d(64, 64, 3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, 10),
+    )
     batches = [digits.normalise(digits.train.images[:128])]
     train_set = me.TrainSet("digits", digits.train.images[:192], digits.train.targets[:192], digits.normalise)
     names = {
         "model": model.eval(),
-        "example": example,
+        "example": (torch.zeros(1, 1, 32, 32),),
         "batches": batches,
         "train_set": train_set,
         "validation_inputs": digits.normalise(digits.validation.images[:64]),
