@@ -45,8 +45,6 @@ __all__ = ["Run", "RunFacts", "create", "open_run"]
 Progress = Callable[[int, int, str], None]
 
 _CALIBRATION_IMAGES = 512
-_SENSITIVITY_IMAGES = 512
-_GATE_SAMPLES = 32
 
 
 class RunFacts(Saved):
