@@ -94,8 +94,8 @@ def reachable_ms(network: Network, table: LatencyTable, sensitivity: Sensitivity
     """Predicted milliseconds of the fastest plan."""
     fastest: dict[str, Rank] = {}
     for layer in network.ordered:
-        ranks = _ranks(layer, table, sensitivity)
-        fastest[layer.name] = min(ranks, key=lambda rank, spec=layer.spec: table.row(spec, rank).ms)  # type: ignore[misc]
+        ms = {rank: table.row(layer.spec, rank).ms for rank in _ranks(layer, table, sensitivity)}
+        fastest[layer.name] = min(ms, key=ms.__getitem__)
     return table.predict_ms(network, fastest)
 
 
