@@ -87,10 +87,7 @@ def test_the_demo_leaves_a_complete_bundle(demo: tuple[Path, Done]) -> None:
     assert all(v.measured_ms is None for v in manifest.variants if v.runtime == "coreml")
     assert len([v for v in manifest.variants if v.runtime == "coreml"]) == 4
     assert len(list((folder / "profiles").glob("*.litert-*.json"))) == 1
-    assert (
-        "<svg" in (folder / "runs" / "demo" / "report.html").read_text()
-        or "data:image" in (folder / "runs" / "demo" / "report.html").read_text()
-    )
+    assert (folder / "runs" / "demo" / "report.html").read_text().count("data:image") >= 4
 
 
 def test_the_demo_prints_its_table(demo: tuple[Path, Done]) -> None:
