@@ -119,10 +119,13 @@ def write_atomically(path: Path, content: bytes) -> None:
 class LayerSpec(Value):
     """All that decides how long a layer takes: equal specs are measured once, for every network.
 
-    `input_size` is (H, W) for conv2d and the leading sizes without the batch, such as (tokens,), for linear.
+    `input_size` is (H, W) for conv2d, (L,) for conv1d, and the leading sizes without the batch, such as
+    (tokens,), for linear and embedding. A conv1d uses the first of each pair; an embedding has as many
+    `in_channels` as tokens in its vocabulary. `factors` tells a k x k and a 1 x 1 convolution ("channel") from a
+    k x 1 and a 1 x k one ("spatial").
     """
 
-    kind: Literal["linear", "conv2d"]
+    kind: Literal["linear", "conv2d", "conv1d", "embedding"]
     in_channels: PositiveInt
     out_channels: PositiveInt
     kernel: Pair = (1, 1)
@@ -134,40 +137,97 @@ class LayerSpec(Value):
     activation: Literal["none", "relu"] = "none"
     input_size: tuple[PositiveInt, ...] = ()
     batch: PositiveInt = 1
+    factors: Literal["channel", "spatial"] = "channel"
 
     @property
     def fan_in(self) -> int:
-        """Inputs that one output sees: n of the m x n matrix that is factorised."""
+        """Inputs that one output sees: n of the m x n matrix that each group holds."""
         return self.in_channels // self.groups * math.prod(self.kernel)
 
     @property
     def full_rank(self) -> int:
-        return min(self.out_channels, self.fan_in)
+        """The smaller side of the m x n matrix that is factorised, one for each group."""
+        if self.factors == "spatial":
+            return min(self.out_channels * self.kernel[1], self.in_channels * self.kernel[0])
+        return min(self.out_channels // self.groups, self.fan_in)
+
+    @property
+    def _weights(self) -> tuple[int, int]:
+        """Weights of the dense layer, and of one component of two thin ones."""
+        dense = self.out_channels * self.fan_in
+        if self.factors == "spatial":
+            return dense, self.out_channels * self.kernel[1] + self.in_channels * self.kernel[0]
+        return dense, self.out_channels + self.groups * self.fan_in
 
     @property
     def break_even_rank(self) -> float:
-        """The rank m n / (m + n) at which two thin layers hold as many weights as the dense one."""
-        return self.out_channels * self.fan_in / (self.out_channels + self.fan_in)
+        """The rank at which two thin layers hold as many weights as the dense one: m n / (m + n) of its matrix."""
+        dense, component = self._weights
+        return dense / component
+
+    def folds(self, rank: Rank) -> bool:
+        """Whether the layer is deployed as one: it is dense, or its rank is at or above break-even."""
+        dense, component = self._weights
+        return rank == DENSE or rank * component >= dense
 
     @property
     def output_size(self) -> tuple[int, ...]:
-        """(H, W) of a convolution's output; the leading sizes of a linear layer."""
-        if self.kind == "linear":
+        """(H, W) or (L,) of a convolution's output; the leading sizes of the others."""
+        if self.kind in ("linear", "embedding"):
             return self.input_size
-        edges = zip(self.input_size, self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        edges = zip(self.input_size, self.kernel, self.stride, self.padding, self.dilation, strict=False)
         return tuple((size + 2 * pad - dil * (k - 1) - 1) // step + 1 for size, k, step, pad, dil in edges)
+
+    def parts(self, rank: Rank) -> tuple[LayerSpec, ...]:
+        """The layers that it is deployed as at `rank`: itself when dense, else two."""
+        if rank == DENSE:
+            return (self.model_copy(update={"factors": "channel"}),)
+        first = self._first(rank)
+        # What reads the r channels: 1 wide, or 1 x kw of a spatial pair.
+        second: dict[str, object] = {"kind": "linear" if self.kind == "embedding" else self.kind}
+        if self.factors == "spatial":
+            second |= {
+                name: (default, getattr(self, name)[1])
+                for name, default in (("kernel", 1), ("stride", 1), ("padding", 0), ("dilation", 1))
+            }
+        return first, LayerSpec.model_validate(
+            {
+                **second,
+                "in_channels": first.out_channels,
+                "out_channels": self.out_channels,
+                "groups": self.groups,
+                "bias": self.bias,
+                "activation": self.activation,
+                "input_size": first.output_size,
+                "batch": self.batch,
+            }
+        )
+
+    def _first(self, rank: int) -> LayerSpec:
+        """What leaves r channels a group: as wide as the layer, or kh x 1 of a spatial pair."""
+        update: dict[str, object] = {"out_channels": self.groups * rank, "bias": False, "activation": "none"}
+        if self.factors == "spatial":
+            update |= {
+                "kernel": (self.kernel[0], 1),
+                "stride": (self.stride[0], 1),
+                "padding": (self.padding[0], 0),
+                "dilation": (self.dilation[0], 1),
+                "factors": "channel",
+            }
+        return self.model_copy(update=update)
 
     def params(self, rank: Rank = DENSE) -> int:
         """Weights and bias of the layer at `rank`."""
-        bias = self.out_channels if self.bias else 0
-        if rank == DENSE:
-            return self.out_channels * self.fan_in + bias
-        return rank * (self.out_channels + self.fan_in) + bias
+        dense, component = self._weights
+        return (dense if rank == DENSE else rank * component) + (self.out_channels if self.bias else 0)
 
     def macs(self, rank: Rank = DENSE) -> int:
-        """Multiply-accumulates of one forward pass at `rank`, bias not counted."""
-        weights = self.params(rank) - (self.out_channels if self.bias else 0)
-        return weights * math.prod(self.output_size) * self.batch
+        """Multiply-accumulates of one forward pass at `rank`, bias not counted; looking up takes none."""
+        return self.batch * sum(
+            part.out_channels * part.fan_in * math.prod(part.output_size)
+            for part in self.parts(rank)
+            if part.kind != "embedding"
+        )
 
     def size_bytes(self, rank: Rank = DENSE) -> int:
         """Bytes of the layer's fp32 weights at `rank`."""
@@ -175,15 +235,19 @@ class LayerSpec(Value):
 
     def __str__(self) -> str:
         size = "x".join(map(str, self.input_size)) or "1"
-        if self.kind == "linear":
-            return f"linear {self.in_channels}→{self.out_channels} on {size}"
-        kernel = "x".join(map(str, self.kernel))
+        if self.kind in ("linear", "embedding"):
+            return f"{self.kind} {self.in_channels}→{self.out_channels} on {size}"
+        sizes = len(self.input_size)
+        kernel = "x".join(map(str, self.kernel[:sizes]))
         stride = f" /{self.stride[0]}" if self.stride != (1, 1) else ""
-        return f"conv {kernel} {self.in_channels}→{self.out_channels}{stride} on {size}"
+        name = "conv1d" if self.kind == "conv1d" else "conv"
+        pair = " spatial" if self.factors == "spatial" else ""
+        groups = f" in {self.groups} groups" if self.groups > 1 else ""
+        return f"{name} {kernel} {self.in_channels}→{self.out_channels}{stride}{groups}{pair} on {size}"
 
 
 class Layer(Value):
-    """One call of a Linear or Conv2d in a network, in execution order."""
+    """One call of a layer with weights in a network, in execution order."""
 
     name: str
     spec: LayerSpec
@@ -191,7 +255,7 @@ class Layer(Value):
 
 
 class Network(Value):
-    """A traced network: its Linear and Conv2d calls in execution order, and what lies outside of them."""
+    """A traced network: its calls of layers in execution order, and what lies outside of them."""
 
     name: str
     layers: tuple[Layer, ...]
@@ -204,17 +268,30 @@ class Network(Value):
     @cached_property
     def fingerprint(self) -> str:
         """Changes when a layer, its shape or its order changes; not with the weights."""
-        content = json.dumps([layer.model_dump(mode="json") for layer in self.layers], sort_keys=True)
+        content = json.dumps([_identity(layer) for layer in self.layers], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
     def params(self, ranks: Mapping[str, Rank]) -> int:
-        """Parameters of the whole network with its ordered layers at `ranks` (dense where not named)."""
+        """Parameters of the whole network at `ranks` (dense where not named), each folded from break-even on."""
         once = {layer.name: layer.spec for layer in self.layers}
-        return self.other_params + sum(spec.params(ranks.get(name, DENSE)) for name, spec in once.items())
+        return self.other_params + sum(spec.params(_deployed(name, spec, ranks)) for name, spec in once.items())
 
     def macs(self, ranks: Mapping[str, Rank]) -> int:
-        """Multiply-accumulates of the Linear and Conv2d layers of one forward pass at `ranks`."""
-        return sum(layer.spec.macs(ranks.get(layer.name, DENSE)) for layer in self.layers)
+        """Multiply-accumulates of the layers of one forward pass at `ranks`, each folded from break-even on."""
+        return sum(layer.spec.macs(_deployed(layer.name, layer.spec, ranks)) for layer in self.layers)
+
+
+def _deployed(name: str, spec: LayerSpec, ranks: Mapping[str, Rank]) -> Rank:
+    """What cut() makes of a layer: dense from break-even on."""
+    rank = ranks.get(name, DENSE)
+    return DENSE if spec.folds(rank) else rank
+
+
+def _identity(layer: Layer) -> object:
+    content = layer.model_dump(mode="json")
+    if layer.spec.factors == "channel":
+        del content["spec"]["factors"]  # tables were calibrated before there was another form
+    return content
 
 
 class DeviceFacts(Value):

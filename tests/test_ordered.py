@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from maestro_edge.errors import ModelError
 from maestro_edge.ordered import (
@@ -606,7 +607,7 @@ def beside(special: nn.Module, features: int) -> nn.Module:
 
 EXPLAINED = {
     "depthwise": (beside(nn.Conv2d(4, 8, 3, groups=4), 72), (4, 5, 5), "special", "depthwise"),
-    "grouped": (beside(nn.Conv2d(4, 8, 3, groups=2), 72), (4, 5, 5), "special", "grouped (2 groups)"),
+    "depthwise conv1d": (beside(nn.Conv1d(4, 4, 3, groups=4), 12), (4, 5), "special", "depthwise"),
     "reflect": (
         beside(nn.Conv2d(4, 8, 3, padding=1, padding_mode="reflect"), 200),
         (4, 5, 5),
@@ -619,19 +620,24 @@ EXPLAINED = {
         "special",
         "padding 'same' with an even kernel is not symmetric",
     ),
-    "conv1d": (beside(nn.Conv1d(4, 8, 3), 24), (4, 5), "special", "a Conv1d cannot be ordered yet"),
-    "embedding": (Tied(), (), "embedding", "a Embedding cannot be ordered yet"),
-    "tied head": (Tied(), (), "head", "its weight is tied to another layer's"),
-    "left twin": (Twins(), (20,), "left", "its weight is tied to another layer's"),
-    "right twin": (Twins(), (20,), "right", "its weight is tied to another layer's"),
-    "two names": (Twins(), (20,), "once", "shared: the same module has several names"),
-    "attention": (Attends(), (3, 24), "attention", "a MultiheadAttention cannot be ordered yet"),
-    "projection": (
-        Attends(),
-        (3, 24),
-        "attention.out_proj",
-        "a NonDynamicallyQuantizableLinear cannot be ordered yet",
+    "conv3d": (beside(nn.Conv3d(4, 8, 3), 216), (4, 5, 5, 5), "special", "a Conv3d cannot be ordered"),
+    "transposed": (
+        beside(nn.ConvTranspose2d(4, 8, 1), 200),
+        (4, 5, 5),
+        "special",
+        "a ConvTranspose2d cannot be ordered",
     ),
+    "weight norm": (
+        beside(nn.utils.parametrizations.weight_norm(nn.Linear(6, 5)), 5),
+        (6,),
+        "special",
+        "a ParametrizedLinear cannot be ordered",
+    ),
+    "embedding": (Tied(), (), "embedding", "its weight is tied to 'head'"),
+    "tied head": (Tied(), (), "head", "its weight is tied to 'embedding'"),
+    "left twin": (Twins(), (20,), "left", "its weight is tied to 'right'"),
+    "right twin": (Twins(), (20,), "right", "its weight is tied to 'left'"),
+    "two names": (Twins(), (20,), "once", "shared: the same module has several names"),
 }
 
 
@@ -655,28 +661,19 @@ def test_a_layer_that_stays_dense_has_its_reason_and_the_model_computes_the_same
     assert not any(isinstance(module, Ordered) for module in stock.modules())
 
 
-def test_a_stock_linear_inside_attention_stays_dense() -> None:
-    """Attention calls F.linear with the weight of whatever stands at out_proj."""
-    model = Attends().eval()
-    model.attention.out_proj = nn.Linear(24, 24)  # type: ignore[assignment]
+def test_a_pruned_layer_stays_dense_until_the_pruning_is_permanent() -> None:
+    """Its weight is a product that torch makes anew, and that it does not copy."""
+    pruned = nn.Linear(6, 5)
+    prune.random_unstructured(pruned, "weight", 3)  # type: ignore[no-untyped-call]
+    model = beside(pruned, 5)
 
     reasons = {choice.name: choice.reason for choice in explain(model, where=every)}
 
-    assert reasons["attention.out_proj"] == "its parent uses the weight without calling the layer"
-
-
-@pytest.mark.parametrize("batch_first", [True])
-def test_a_transformer_encoder_layer_computes_the_same(batch_first: bool) -> None:
-    """torch's own encoder layer must survive order() and cut() in eval mode."""
-    torch.manual_seed(0)
-    encoder = nn.TransformerEncoderLayer(24, 2, 48, dropout=0.0, batch_first=batch_first)
-    model = nn.Sequential(OrderedDict(encoder=encoder, free=nn.Linear(24, 24))).eval()
-    inputs = torch.randn(2, 3, 24)
-
-    ordered = order(model, where=every)
-
-    same(ordered(inputs), model(inputs))
-    same(cut(ordered, {})(inputs), model(inputs))
+    assert reasons["special"] == "its weight is computed anew in every forward, as by weight_norm or pruning"
+    with pytest.raises(ModelError, match="cannot be copied: it keeps a tensor computed with gradients"):
+        order(model, where=every)
+    prune.remove(pruned, "weight")  # type: ignore[no-untyped-call]
+    assert set(ordered_layers(order(model, where=every))) == {"special", "free"}
 
 
 def test_small_layers_stay_dense_by_default() -> None:

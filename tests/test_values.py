@@ -521,6 +521,12 @@ def test_writing_below_a_file_is_refused_and_leaves_it_as_it_was(below: str, tmp
 # LayerSpec against torch
 
 
+def grouped(spec: LayerSpec) -> LayerSpec:
+    """The spec with as many groups as its channels can be divided into."""
+    groups = math.gcd(spec.groups, spec.in_channels, spec.out_channels)
+    return spec.model_copy(update={"groups": groups})
+
+
 @st.composite
 def convolutions(draw: st.DrawFn) -> tuple[nn.Conv2d, LayerSpec]:
     """A stock convolution and the spec that says the same."""
@@ -628,12 +634,13 @@ def test_a_rank_has_the_size_and_cost_of_two_thin_stock_layers(
     assert spec.macs(rank) == macs
 
 
-@given(spec=SPECS.filter(lambda spec: spec.in_channels >= spec.groups), rank=st.integers(1, 512))
+@given(spec=SPECS.map(grouped), rank=st.integers(1, 512))
 def test_a_rank_is_smaller_than_dense_exactly_below_break_even(spec: LayerSpec, rank: int) -> None:
     """Break-even m n / (m + n) is where two thin layers hold as many weights as one."""
     smaller = spec.params(rank) < spec.params()
 
     assert smaller == (rank < spec.break_even_rank)
+    assert spec.folds(rank) == (not smaller)
     assert spec.break_even_rank < spec.full_rank
 
 
@@ -831,10 +838,13 @@ def test_the_fingerprint_does_not_change_with_what_lies_outside_of_the_layers() 
 
 @given(ranks=st.fixed_dictionaries({}, optional={"conv": st.integers(1, 9), "head": st.integers(1, 9)}))
 def test_a_network_sums_its_layers_and_what_lies_outside(ranks: dict[str, Rank]) -> None:
-    """A layer that is not named counts dense."""
+    """A layer that is not named counts dense, and so does one at or above break-even."""
     whole = network(("conv", CONV), ("head", LINEAR), other_params=7)
 
-    conv, head = ranks.get("conv", DENSE), ranks.get("head", DENSE)
+    conv, head = (
+        DENSE if spec.folds(ranks.get(name, DENSE)) else ranks[name]
+        for name, spec in (("conv", CONV), ("head", LINEAR))
+    )
     assert whole.params(ranks) == 7 + CONV.params(conv) + LINEAR.params(head)
     assert whole.macs(ranks) == CONV.macs(conv) + LINEAR.macs(head)
 

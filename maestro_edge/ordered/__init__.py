@@ -9,15 +9,25 @@ from maestro_edge.ordered.conversion import (
     ordered_layers,
     use_ranks,
 )
-from maestro_edge.ordered.layers import Ordered, OrderedConv2d, OrderedLinear
+from maestro_edge.ordered.layers import (
+    Ordered,
+    OrderedConv1d,
+    OrderedConv2d,
+    OrderedEmbedding,
+    OrderedLinear,
+    OrderedSpatialConv2d,
+)
 from maestro_edge.ordered.modes import evaluating
 from maestro_edge.ordered.tracing import trace
 
 __all__ = [
     "Choice",
     "Ordered",
+    "OrderedConv1d",
     "OrderedConv2d",
+    "OrderedEmbedding",
     "OrderedLinear",
+    "OrderedSpatialConv2d",
     "at_ranks",
     "cut",
     "evaluating",

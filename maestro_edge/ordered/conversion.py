@@ -3,113 +3,109 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from maestro_edge.errors import ModelError
-from maestro_edge.ordered.layers import Ordered, OrderedConv2d, OrderedLinear, symmetric_padding
+from maestro_edge.ordered.attention import separate
+from maestro_edge.ordered.choices import Choice, Where, attentions_of, explain
+from maestro_edge.ordered.dense import matrices, spatial_matrix
+from maestro_edge.ordered.layers import (
+    Ordered,
+    OrderedConv1d,
+    OrderedConv2d,
+    OrderedEmbedding,
+    OrderedLinear,
+    OrderedSpatialConv2d,
+)
 from maestro_edge.ordered.start import output_moments, svd_start, whitened_start
 from maestro_edge.values import DENSE, Rank
 
 __all__ = ["Choice", "at_ranks", "cut", "explain", "order", "ordered_layers", "use_ranks"]
 
-Where = Callable[[str, nn.Module], bool]
-
-_SMALLEST_GAIN = 16
-"""A layer that only ranks up to this could speed up stays dense: runtimes compute 16 channels at once, and a
-classifier of 10 classes at rank 2 costs the whole network its accuracy."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Whether a layer becomes ordered; `reason` says why not, and is empty when it does."""
-
-    name: str
-    kind: str
-    reason: str
-
-    @property
-    def ordered(self) -> bool:
-        return not self.reason
-
 
 def order(
-    model: nn.Module, *, where: Where | None = None, calibration: Iterable[Tensor] | None = None
+    model: nn.Module,
+    *,
+    where: Where | None = None,
+    calibration: Iterable[Tensor] | None = None,
+    spatial: Where | None = None,
 ) -> nn.Module:
-    """A copy of `model` whose chosen Linear and Conv2d layers are ordered; it computes the same function.
+    """A copy of `model` whose chosen layers are ordered; it computes the same function.
 
-    `where(name, module)` chooses; by default every layer that a rank above 16 can make cheaper. With
-    `calibration` batches the start is the activation-whitened SVD, otherwise the balanced SVD.
+    `where` is a predicate `(name, module) -> bool`, asked for every layer that can be ordered (what explain()
+    lists without a reason; the others are skipped), or the exact names of layers, each of which must be one;
+    naming also orders frozen layers, whose factors stay frozen. By default it is every Linear and convolution
+    that a rank above 16 can make cheaper. nn.MultiheadAttention with a chosen projection is first separated
+    into Linears. `spatial`, a predicate or names likewise, picks the chosen Conv2ds that become a pair of k x 1
+    and 1 x k instead of k x k and 1 x 1. With `calibration` batches the start is the activation-whitened SVD,
+    otherwise, and for spatial pairs, the balanced SVD.
 
     Raises:
-        ModelError: no layer can be ordered, or calibration does not reach one.
+        ModelError: no layer can be ordered, a named one cannot be, one has weights that are not numbers, or
+            calibration does not reach one.
     """
     chosen = [choice.name for choice in explain(model, where=where) if choice.ordered]
     if not chosen:
         raise ModelError("no layer of this model can be ordered: see explain(model) for the reason of each")
-    copied = copy.deepcopy(model)
+    copied = separate(_copied(model), attentions_of(model, chosen))
     layers = {name: copied.get_submodule(name) for name in chosen}
-    moments = {} if calibration is None else output_moments(copied, layers, calibration)
+    _refuse_not_numbers(layers)
+    pairs = _spatial(layers, spatial)
+    seen = {name: layer for name, layer in layers.items() if name not in pairs}
+    moments = output_moments(copied, seen, calibration) if calibration is not None and seen else {}
     for name, layer in layers.items():
-        copied = _replace(copied, name, _ordered(layer, moments.get(name)).train(layer.training))
+        made = _spatial_pair(layer) if name in pairs else _ordered(layer, moments.get(name))
+        copied = _replace(copied, name, made.train(layer.training))
     return copied
 
 
-def _ordered(layer: nn.Module, moment: Tensor | None) -> Ordered:
-    assert isinstance(layer, nn.Linear | nn.Conv2d)
-    weight = layer.weight.flatten(1)
-    u, v = svd_start(weight) if moment is None else whitened_start(weight, moment)
-    return OrderedLinear(layer, u, v) if isinstance(layer, nn.Linear) else OrderedConv2d(layer, u, v)
-
-
-def explain(model: nn.Module, *, where: Where | None = None) -> tuple[Choice, ...]:
-    """Every Linear and Conv2d (and what holds weights like them), with the reason why it stays dense, if so."""
-    weights = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    modules = Counter(id(m) for _, m in model.named_modules(remove_duplicate=False))
-    choices = []
-    for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if not isinstance(module, nn.Linear | nn.Conv2d | nn.Conv1d | nn.MultiheadAttention | nn.Embedding):
-            continue
-        reason = _cannot(model, name, module)
-        if not reason and modules[id(module)] > 1:
-            reason = "shared: the same module has several names"
-        elif not reason and weights[id(weight)] > 1:
-            reason = "its weight is tied to another layer's"
-        elif not reason and not (_gains if where is None else where)(name, module):
-            reason = "too small to gain from a lower rank" if where is None else "not chosen"
-        choices.append(Choice(name, type(module).__name__, reason))
-    return tuple(choices)
-
-
-def _cannot(model: nn.Module, name: str, module: nn.Module) -> str:
-    if type(module) not in (nn.Linear, nn.Conv2d):
-        return f"a {type(module).__name__} cannot be ordered yet"
-    parent = model.get_submodule(name.rpartition(".")[0]) if name else None
-    if isinstance(parent, nn.MultiheadAttention | nn.TransformerEncoderLayer):
-        return "its parent uses the weight without calling the layer"
-    if isinstance(module, nn.Linear):
-        return ""
-    assert isinstance(module, nn.Conv2d)
-    if module.groups > 1:
-        return "depthwise" if module.groups == module.in_channels else f"grouped ({module.groups} groups)"
-    if module.padding_mode != "zeros":
-        return f"padding mode {module.padding_mode!r}"
+def _copied(model: nn.Module) -> nn.Module:
     try:
-        symmetric_padding(module)
-    except ModelError as error:
-        return str(error)
-    return ""
+        return copy.deepcopy(model)
+    except RuntimeError as error:
+        raise ModelError(
+            "the model cannot be copied: it keeps a tensor computed with gradients, as a cache, pruning or "
+            "weight_norm does: run it under torch.no_grad(), or make them permanent, before it is ordered or cut"
+        ) from error
 
 
-def _gains(name: str, module: nn.Module) -> bool:
-    assert isinstance(module, nn.Linear | nn.Conv2d)
-    m, n = module.weight.flatten(1).shape
-    return m * n / (m + n) > _SMALLEST_GAIN
+def _refuse_not_numbers(layers: Mapping[str, nn.Module]) -> None:
+    for name, layer in layers.items():
+        if not torch.isfinite(matrices(layer)).all():
+            raise ModelError(
+                f"layer {name!r} has weights that are NaN or infinite: load others, or leave it dense"
+            )
+
+
+def _spatial(layers: Mapping[str, nn.Module], spatial: Where | None) -> set[str]:
+    possible = {n: layer for n, layer in layers.items() if isinstance(layer, nn.Conv2d) and layer.groups == 1}
+    if spatial is None:
+        return set()
+    if callable(spatial):
+        return {name for name, layer in possible.items() if spatial(name, layer)}
+    named = {spatial} if isinstance(spatial, str) else set(spatial)
+    for name in sorted(named - set(possible)):
+        raise ModelError(f"layer {name!r} cannot become a spatial pair: it is no chosen Conv2d of one group")
+    return named
+
+
+def _spatial_pair(layer: nn.Module) -> Ordered:
+    assert isinstance(layer, nn.Conv2d)
+    return OrderedSpatialConv2d(layer, *svd_start(spatial_matrix(layer)))
+
+
+def _ordered(layer: nn.Module, moment: Tensor | None) -> Ordered:
+    weights = matrices(layer)
+    u, v = svd_start(weights) if moment is None else whitened_start(weights, moment)
+    if isinstance(layer, nn.Conv1d):
+        return OrderedConv1d(layer, u, v)
+    if isinstance(layer, nn.Conv2d):
+        return OrderedConv2d(layer, u, v)
+    return OrderedEmbedding(layer, u, v) if isinstance(layer, nn.Embedding) else OrderedLinear(layer, u, v)
 
 
 def cut(model: nn.Module, ranks: Mapping[str, Rank]) -> nn.Module:
@@ -117,22 +113,36 @@ def cut(model: nn.Module, ranks: Mapping[str, Rank]) -> nn.Module:
 
     A layer that is not named, is "dense", or has a rank at or above break-even m n / (m + n) becomes one
     layer; below, it becomes two thin ones. BatchNorm statistics are those of the uncut network: recalibrate.
+    Attention that order() separated stays separate: a module around stock Linears.
 
     Raises:
         ModelError: a name is not an ordered layer, or a rank is not between 1 and the layer's.
     """
     layers = ordered_layers(model)
     check_ranks(layers, ranks)
-    copied = copy.deepcopy(model)
+    copied = _copied(model)
     for name in layers:
         layer = copied.get_submodule(name)
         assert isinstance(layer, Ordered)
         rank = ranks.get(name, DENSE)
         components = layer.rank if rank == DENSE else rank
         folded = rank == DENSE or layer.above_break_even(components)
-        stock = layer.fold(components) if folded else layer.thin(components)
+        stock = layer.fold(components) if folded else _asked_as_one(layer.thin(components), layer)
         copied = _replace(copied, name, stock.train(layer.training))
     return copied
+
+
+_ASKED = ("in_features", "out_features", "in_channels", "out_channels", "kernel_size", "stride", "dilation")
+
+
+def _asked_as_one(pair: nn.Module, layer: Ordered) -> nn.Module:
+    """Let models find on the two layers what they ask of one: its weight's type (ViT), its stride (MobileNet).
+
+    Past nn.Module's own setattr, which would register the first layer's weight a second time.
+    """
+    pair.__dict__["weight"] = pair.get_submodule("0").weight
+    pair.__dict__.update({name: getattr(layer, name) for name in _ASKED if hasattr(layer, name)})
+    return pair
 
 
 def check_ranks(layers: Mapping[str, Ordered], ranks: Mapping[str, Rank]) -> None:

@@ -1,4 +1,4 @@
-"""trace(): which Linear and Conv2d layers a network calls, in which order, on inputs of which size."""
+"""trace(): which layers with weights a network calls, in which order, on inputs of which size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from maestro_edge.errors import ModelError
-from maestro_edge.ordered.layers import Ordered, OrderedConv2d, OrderedLinear, symmetric_padding
+from maestro_edge.ordered.dense import is_transposed_linear, symmetric_padding
+from maestro_edge.ordered.factors import Factors
+from maestro_edge.ordered.layers import (
+    Ordered,
+    OrderedConv1d,
+    OrderedConv2d,
+    OrderedEmbedding,
+    OrderedLinear,
+    OrderedSpatialConv2d,
+)
 from maestro_edge.ordered.modes import evaluating
 from maestro_edge.values import Layer, LayerSpec, Network
 
@@ -51,7 +60,9 @@ class _Fusion(TorchFunctionMode):
 
 @torch.no_grad()
 def trace(model: nn.Module, inputs: tuple[Tensor, ...], *, name: str = "model") -> Network:
-    """Run `inputs` once in eval mode and note every Linear and Conv2d call with its LayerSpec.
+    """Run `inputs` once in eval mode and note every call of a Linear or convolution with its LayerSpec.
+
+    An Embedding is noted when it is ordered: a dense one only looks up, and no rank changes what that takes.
 
     Raises:
         ModelError: the model does not run on `inputs`, or calls an ordered layer more than once.
@@ -59,15 +70,16 @@ def trace(model: nn.Module, inputs: tuple[Tensor, ...], *, name: str = "model") 
     calls: list[tuple[str, nn.Module, Tensor]] = []
     fusion = _Fusion()
 
-    def note(layer_name: str, module: nn.Module, received: tuple[Tensor, ...], output: Tensor) -> None:
+    def note(layer_name: str, module: nn.Module, received: tuple[Any, ...], named: Any, output: Tensor) -> None:
         fusion.produced(output, len(calls))
-        calls.append((layer_name, module, received[0]))
+        calls.append((layer_name, module, received[0] if received else next(iter(named.values()))))
 
-    kinds = (nn.Linear, nn.Conv2d, OrderedLinear, OrderedConv2d)
     hooks = [
-        module.register_forward_hook(lambda module, x, y, layer=layer: note(layer, module, x, y))
+        module.register_forward_hook(
+            lambda module, x, named, y, layer=layer: note(layer, module, x, named, y), with_kwargs=True
+        )
         for layer, module in model.named_modules()
-        if isinstance(module, kinds)
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | Factors) or is_transposed_linear(module)
     ]
     try:
         with evaluating(model), fusion:
@@ -100,32 +112,38 @@ def _refuse_repeats(calls: list[tuple[str, nn.Module, Tensor]]) -> None:
 
 
 def _spec(module: nn.Module, x: Tensor, relu: bool) -> LayerSpec:
-    common = {"bias": getattr(module, "bias", None) is not None, "activation": "relu" if relu else "none"}
-    if isinstance(module, nn.Linear | OrderedLinear):
-        return LayerSpec.model_validate(
-            {
-                "kind": "linear",
-                "in_channels": module.in_features,
-                "out_channels": module.out_features,
-                "input_size": tuple(x.shape[1:-1]),
-                "batch": x.shape[0],
-                **common,
-            }
-        )
-    assert isinstance(module, nn.Conv2d | OrderedConv2d)
-    padding = symmetric_padding(module) if isinstance(module, nn.Conv2d) else module.padding
     return LayerSpec.model_validate(
         {
-            "kind": "conv2d",
-            "in_channels": module.in_channels,
-            "out_channels": module.out_channels,
-            "kernel": module.kernel_size,
-            "stride": module.stride,
-            "padding": padding,
-            "dilation": module.dilation,
-            "groups": module.groups if isinstance(module, nn.Conv2d) else 1,
-            "input_size": tuple(x.shape[2:]),
+            **_shape(module, x),
             "batch": x.shape[0],
-            **common,
+            "bias": getattr(module, "bias", None) is not None,
+            "activation": "relu" if relu else "none",
         }
     )
+
+
+def _shape(module: nn.Module, x: Tensor) -> dict[str, Any]:
+    if isinstance(module, OrderedEmbedding):
+        sizes = {"in_channels": module.num_embeddings, "out_channels": module.embedding_dim}
+        return {"kind": "embedding", **sizes, "input_size": tuple(x.shape[1:])}
+    if isinstance(module, nn.Conv1d | nn.Conv2d | OrderedConv1d | OrderedConv2d | OrderedSpatialConv2d):
+        flat = isinstance(module, nn.Conv1d | OrderedConv1d)
+        padding = symmetric_padding(module) if isinstance(module, nn.Conv1d | nn.Conv2d) else module.padding
+        spatial = isinstance(module, OrderedSpatialConv2d)
+        return {
+            "kind": "conv1d" if flat else "conv2d",
+            "in_channels": module.in_channels,
+            "out_channels": module.out_channels,
+            "kernel": (*module.kernel_size, 1)[:2],
+            "stride": (*module.stride, 1)[:2],
+            "padding": (*padding, 0)[:2],
+            "dilation": (*module.dilation, 1)[:2],
+            "groups": module.groups,
+            "input_size": tuple(x.shape[2:]),
+            "factors": "spatial" if spatial else "channel",
+        }
+    if isinstance(module, nn.Linear | OrderedLinear):
+        inputs, outputs = module.in_features, module.out_features
+    else:  # the Conv1D of transformers, (in, out)
+        inputs, outputs = module.weight.shape  # type: ignore[misc]
+    return {"kind": "linear", "in_channels": inputs, "out_channels": outputs, "input_size": tuple(x.shape[1:-1])}

@@ -33,10 +33,13 @@ class LiteRt:
         self.interpreter.allocate_tensors()
         details = self.interpreter.get_input_details()[0]
         self.input, self.shape = details["index"], tuple(details["shape"])
+        self.dtype = details["dtype"]
         self.output = self.interpreter.get_output_details()[0]["index"]
 
     def feed(self, sample: Any) -> None:
-        self.sample = sample
+        # Converters shorten the 64-bit ids of PyTorch to 32 bits.
+        ids = np.issubdtype(sample.dtype, np.integer) and np.issubdtype(self.dtype, np.integer)
+        self.sample = sample.astype(self.dtype) if ids else sample
 
     def run(self) -> Any:
         self.interpreter.set_tensor(self.input, self.sample)
@@ -67,7 +70,9 @@ class ExecuTorch:
             self.method = self.program.load_method("forward")
             meta = self.method.method_meta()
             self.call = self._execute
-        self.shape = tuple(meta.input_tensor_meta(0).sizes())
+        tensor = meta.input_tensor_meta(0)
+        self.shape = tuple(tensor.sizes())
+        self.dtype = np.int64 if tensor.dtype() == LONG else np.float32
 
     def feed(self, sample: Any) -> None:
         self.sample = [self.torch.from_numpy(sample)]
@@ -85,6 +90,9 @@ class ExecuTorch:
         if not (self.trace and os.path.exists(self.trace)):
             raise RuntimeError("this runtime was built without an event tracer")
 
+
+LONG = 4
+"""What ExecuTorch calls a tensor of 64-bit integers, such as token ids."""
 
 LOADERS: dict[str, Any] = {"litert": LiteRt, "executorch": ExecuTorch}
 
@@ -107,7 +115,12 @@ def load_all(job: dict[str, Any], profile: bool = False) -> dict[str, Any]:
     for name, path in job["files"].items():
         trace = path + ".etdump" if profile else None
         program = LOADERS[job["runtime"]](path, job["threads"], trace)
-        program.feed(generator.standard_normal(program.shape).astype(np.float32))
+        # Ids 0 and 1 are in every vocabulary; other inputs are real numbers.
+        integers = np.issubdtype(program.dtype, np.integer)
+        values = (
+            generator.integers(2, size=program.shape) if integers else generator.standard_normal(program.shape)
+        )
+        program.feed(values.astype(program.dtype))
         loaded[name] = program
     return loaded
 

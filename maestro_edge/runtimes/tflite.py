@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maestro_edge.errors import MissingExtra
-from maestro_edge.values import DENSE, LayerSpec, Rank
+from maestro_edge.values import LayerSpec, Rank
 
 __all__ = ["write_layer"]
 
@@ -18,30 +18,22 @@ Weights = npt.NDArray[np.float32]
 def write_layer(spec: LayerSpec, rank: Rank) -> bytes:
     """The layer at `rank` with random weights, NHWC in and out, signature `serving_default`.
 
+    A conv1d is the convolution of an image one wide, (N, L, 1, C); an embedding takes 32-bit ids.
+
     Raises:
         MissingExtra: ai-edge-litert is not installed.
     """
+    if spec.kind == "conv1d":
+        spec = spec.model_copy(update={"kind": "conv2d", "input_size": (*spec.input_size, 1)})
     graph = _Graph(seed=0)
-    if spec.kind == "linear":
-        x = graph.tensor((spec.batch, *spec.input_size, spec.in_channels))
-        source, fan_in = x, spec.in_channels
-        if rank != DENSE:
-            source, fan_in = graph.fully_connected(source, rank, fan_in, relu=False), rank
-        y = graph.fully_connected(source, spec.out_channels, fan_in, relu=spec.activation == "relu")
-    else:
-        x = graph.tensor((spec.batch, *spec.input_size, spec.in_channels))
-        if rank == DENSE:
-            y = graph.convolution(x, spec, spec.out_channels, relu=spec.activation == "relu")
-        else:
-            thin = graph.convolution(x, spec, rank, relu=False)
-            pointwise = LayerSpec(
-                kind="conv2d",
-                in_channels=rank,
-                out_channels=spec.out_channels,
-                input_size=spec.output_size,
-                batch=spec.batch,
-            )
-            y = graph.convolution(thin, pointwise, spec.out_channels, relu=spec.activation == "relu")
+    x = (
+        graph.ids(spec)
+        if spec.kind == "embedding"
+        else graph.tensor((spec.batch, *spec.input_size, spec.in_channels))
+    )
+    y = x
+    for part in spec.parts(rank):
+        y = graph.layer(y, part)
     return graph.finish(x, y)
 
 
@@ -64,6 +56,21 @@ class _Graph:
         self.model.operatorCodes, self.model.subgraphs = [], [self.graph]
         self.model.buffers = [schema.BufferT()]  # buffer 0 is empty by convention
         self.codes: dict[int, int] = {}
+
+    def ids(self, spec: LayerSpec) -> int:
+        tensor = self.tensor((spec.batch, *spec.input_size))
+        self.graph.tensors[tensor].type = self.schema.TensorType.INT32
+        return tensor
+
+    def layer(self, x: int, part: LayerSpec) -> int:
+        if part.kind == "embedding":
+            table = self.weights(part.in_channels, part.out_channels)
+            output = self.tensor((part.batch, *part.input_size, part.out_channels))
+            return self.operator("GATHER", [table, x], output, self.schema.GatherOptionsT())
+        relu = part.activation == "relu"
+        if part.kind == "linear":
+            return self.fully_connected(x, part.out_channels, part.in_channels, relu=relu)
+        return self.convolution(x, part, part.out_channels, relu=relu)
 
     def tensor(self, shape: tuple[int, ...], data: npt.NDArray[Any] | None = None) -> int:
         tensor = self.schema.TensorT()
