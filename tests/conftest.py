@@ -117,4 +117,4 @@ def tiny_data(count: int = 96) -> TrainSet:
     images = torch.rand(count, 1, 8, 8, generator=generator)
     for index, target in enumerate(targets.tolist()):
         images[index, :, :, 2 * target : 2 * target + 3] += 2
-    return TrainSet(name="tiny", images=images, targets=targets, prepare=lambda x: x - 1)
+    return TrainSet(name="tiny", inputs=images, targets=targets, prepare=lambda x: x - 1)

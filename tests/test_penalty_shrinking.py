@@ -426,8 +426,10 @@ def test_a_smallest_fraction_outside_of_its_range_is_refused(smallest: float) ->
 
 
 def test_an_unknown_sampler_is_refused_with_the_known_ones() -> None:
-    """There are two."""
-    with pytest.raises(TrainingError, match="no sampler 'dice': choose sandwich or pairs"):
+    """A chain is not among them: it needs its profiles."""
+    with pytest.raises(
+        TrainingError, match="no sampler 'dice': choose alternating, sandwich, shared, independent, pairs"
+    ):
         make_sampler("dice")  # type: ignore[arg-type]
 
 

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from maestro_edge.errors import BudgetError, TableError
 from maestro_edge.ordered import cut, order, trace
-from maestro_edge.planning import Option, measure_sensitivity, plan, reachable_ms, solve
+from maestro_edge.planning import Option, chain, measure_sensitivity, plan, reachable_ms, solve
 from maestro_edge.planning.greedy import hull
+from maestro_edge.training import ChainSampler
 from maestro_edge.values import (
     DENSE,
     Calibration,
@@ -651,3 +652,28 @@ def test_sensitivity_leaves_the_batches_counted_beside_a_norm_that_counts_none()
     measure_sensitivity(model, of, [table_of(of, CUTS)], inputs, targets)
 
     assert_same_state(model, before)
+
+
+def test_a_chain_is_nested_and_its_costs_fall(tiny: nn.Module) -> None:
+    """Every profile is cheaper than the one before, no rank rises, and a measured table may set the cost."""
+    ordered = order(tiny, where=lambda name, _: name in ("conv1", "conv2"))
+    network = trace(ordered, (torch.zeros(1, 1, 8, 8),))
+    losses = {
+        "conv1": {"2": 0.5, "4": 0.2, "6": 0.01},
+        "conv2": {"4": 1.0, "8": 0.6, "16": 0.2, "24": 0.1, "32": 0.05},
+    }
+    made = Sensitivity(
+        network=network.fingerprint,
+        images=8,
+        base_loss=1.0,
+        losses={k: {r: 1 + v for r, v in x.items()} for k, x in losses.items()},
+    )
+
+    profiles = chain(network, made, profiles=5)
+
+    costs = [network.macs(profile) for profile in profiles]
+    assert costs == sorted(costs, reverse=True) and costs[0] < network.macs({})
+    assert profiles[-1] == {"conv1": 2, "conv2": 4}
+    ChainSampler(profiles)
+    with pytest.raises(TableError, match="another network"):
+        chain(network, made.model_copy(update={"network": "x"}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from maestro_edge.errors import CheckpointError, MaestroError, TrainingError
 from maestro_edge.ordered import cut, order, ordered_layers
 from maestro_edge.training import (
+    Target,
     TrainSettings,
+    batches,
     evaluate,
     load_checkpoint,
     recalibrate,
@@ -39,7 +42,7 @@ def test_training_a_dense_model_learns() -> None:
 
     model, history = train(fresh(), data, SETTINGS)
 
-    assert evaluate(model, data.images, data.targets, data.prepare).top1 > 0.9
+    assert evaluate(model, data.inputs, data.targets, data.prepare).top1 > 0.9
     assert [line.epoch for line in history] == [0, 1, 2]
 
 
@@ -47,14 +50,14 @@ def test_nested_training_makes_small_ranks_useful() -> None:
     """After nested training, conv2 cut to an eighth of its rank loses less than the SVD of the dense network."""
     data = tiny_data()
     dense, _ = train(fresh(), data, SETTINGS)
-    calibration = [data.prepare(data.images)]
+    calibration = list(batches(data.inputs, data.prepare))
     settings = SETTINGS.model_copy(update={"epochs": 6})
 
     nested, _ = train(order(dense.eval(), calibration=calibration), data, settings)
 
     def loss(model: nn.Module) -> float:
         small = recalibrate(cut(model, {"conv2": 6}), calibration)
-        return evaluate(small, data.images, data.targets, data.prepare).loss
+        return evaluate(small, data.inputs, data.targets, data.prepare).loss
 
     assert loss(nested) < loss(order(dense))
 
@@ -167,17 +170,25 @@ def test_a_folder_with_other_settings_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step(tmp_path: Path) -> None:
-    """The message names step, epoch and learning rate."""
+    """The message names step, epoch, learning rate, the largest weights and the last good checkpoint."""
     data = tiny_data()
-    data.images[:] = float("nan")
+    assert isinstance(data.inputs, Tensor)
+    bad = dataclasses.replace(data, inputs=torch.full_like(data.inputs, float("nan")))
+    missing = (
+        r"nan at step 0: lower the learning rate.*norms: .*conv.*\(epoch 0, lr 0.0\d+\); there is no checkpoint"
+    )
 
-    with pytest.raises(TrainingError, match=r"step 0 of epoch 0.*lower lr"):
-        train(fresh(), data, SETTINGS, folder=tmp_path)
+    with pytest.raises(TrainingError, match=missing):
+        train(fresh(), bad, SETTINGS, folder=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train(order(fresh()), data, SETTINGS, folder=tmp_path, progress=interrupted_after(8))
+    with pytest.raises(TrainingError, match=f"nan at step 8.*the last good checkpoint is {tmp_path}"):
+        train(order(fresh()), bad, SETTINGS, folder=tmp_path, rebuild=fresh)
 
 
 def test_too_little_data_is_refused() -> None:
     """Fewer images than a batch."""
-    with pytest.raises(MaestroError, match="8 images are fewer than one batch of 16"):
+    with pytest.raises(MaestroError, match="8 inputs are fewer than one batch of 16"):
         train(fresh(), tiny_data(8), SETTINGS)
 
 
@@ -201,12 +212,87 @@ def test_recalibration_takes_the_statistics_of_the_cut_network() -> None:
     model = cut(order(fresh(), where=lambda name, _: name == "conv2"), {"conv2": 2})
     model.train()
 
-    recalibrate(model, [data.prepare(data.images)])
+    recalibrate(model, batches(data.inputs, data.prepare))
 
     with torch.no_grad():
-        first = model.get_submodule("conv1")(data.prepare(data.images))
+        (inputs,) = batches(data.inputs, data.prepare)
+        first = model.get_submodule("conv1")(inputs)
     norm = model.get_submodule("norm1")
     assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None
     assert torch.allclose(norm.running_mean, first.mean((0, 2, 3)), atol=1e-5)
     assert norm.momentum == 0.1
     assert norm.training
+
+
+def test_one_run_trains_dense_then_orders_in_place(tmp_path: Path) -> None:
+    """Half of the epochs dense, the rest at all ranks; interrupted in either half it ends the same."""
+    data = tiny_data()
+    settings = SETTINGS.model_copy(update={"epochs": 6, "dense_share": 0.5, "target": Target(macs=250_000)})
+    whole, lines = train(fresh(), data, settings)
+
+    for stop in (4, 9):
+        with pytest.raises(KeyboardInterrupt):
+            train(fresh(), data, settings, folder=tmp_path, rebuild=fresh, progress=interrupted_after(stop))
+    resumed, again = train(fresh(), data, settings, folder=tmp_path, rebuild=fresh)
+
+    assert [line.epoch for line in lines] == list(range(6))
+    assert [bool(line.ranks) for line in lines] == [False] * 3 + [True] * 3
+    assert [(a.epoch, a.loss, a.ranks) for a in again] == [(b.epoch, b.loss, b.ranks) for b in lines]
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_a_target_out_of_reach_is_refused_before_the_dense_epochs() -> None:
+    """Nobody waits for a warm-up to learn that its target cannot be."""
+    steps: list[int] = []
+    settings = SETTINGS.model_copy(update={"epochs": 4, "dense_share": 0.5, "target": Target(macs=1e9)})
+
+    with pytest.raises(TrainingError, match="out of reach"):
+        train(fresh(), tiny_data(), settings, progress=lambda step, total, loss: steps.append(step))
+
+    assert steps == []
+
+
+def test_adamw_resumes_exactly_too(tmp_path: Path) -> None:
+    """Its moments and step counts are in the checkpoint, without pickle."""
+    data = tiny_data()
+    settings = SETTINGS.model_copy(update={"optimizer": "adamw", "lr": 3e-3, "sampler": "independent"})
+    whole, _ = train(order(fresh()), data, settings)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(order(fresh()), data, settings, folder=tmp_path, progress=interrupted_after(7))
+    resumed, _ = train(order(fresh()), data, settings, folder=tmp_path, rebuild=fresh)
+
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+class Mixed(nn.Module):
+    """A convolution, an attention layer of torch's own and a classifier: (N, 32, 4, 4) → (N, 3)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(32, 48, 3, padding=1)
+        self.encoder = nn.TransformerEncoderLayer(48, 2, 96, batch_first=True)
+        self.head = nn.Linear(48, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.encoder(self.conv(x).flatten(2).mT).mean(1))
+        return logits
+
+
+def test_a_checkpoint_rebuilds_spatial_pairs_and_attention(tmp_path: Path) -> None:
+    """The dense model, the names and the ranks are enough."""
+    torch.manual_seed(0)
+    model = order(Mixed().eval(), spatial=["conv"])
+    ordered_layers(model)["conv"].keep(20)
+    save_checkpoint(tmp_path, model, name="m", data="d", input_shape=(1, 32, 4, 4), classes=3)
+
+    again = restore_model(Mixed(), *load_checkpoint(tmp_path)).eval()
+
+    x = torch.randn(2, 32, 4, 4)
+    layers = ordered_layers(again)
+    assert type(layers["conv"]).__name__ == "OrderedSpatialConv2d" and layers["conv"].rank == 20
+    assert any("encoder.self_attn" in name for name in layers)
+    with torch.no_grad():
+        assert torch.equal(again(x), model(x))

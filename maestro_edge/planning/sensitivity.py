@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,16 +26,19 @@ def measure_sensitivity(
     inputs: Tensor,
     targets: Tensor,
     *,
+    ranks: Mapping[str, Sequence[int]] | None = None,
     path: Path | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Sensitivity:
-    """Mean cross-entropy on prepared validation `inputs` (N, C, H, W), each layer cut alone to each measured rank.
+    """Mean cross-entropy on prepared validation `inputs` (N, …), each layer cut alone to each measured rank.
+
+    The ranks are those of the tables, and those given beside them. A target of -100 does not count.
 
     BatchNorm uses the statistics of these inputs: a cut network is recalibrated before it ships, so the
     statistics of the uncut one would charge each cut for an error that it will not have. With `path` every
     finished layer is saved there, and what was saved for the same network, weights and images is kept.
     """
-    options = _measured_ranks(model, network, tables)
+    options = _measured_ranks(model, network, tables, ranks or {})
     total = 1 + sum(map(len, options.values()))
     done = 0
 
@@ -44,15 +47,16 @@ def measure_sensitivity(
         done += 1
         if progress is not None:
             progress(done, total, "cutting one layer at a time")
-        return F.cross_entropy(model(inputs).float(), targets).item()
+        logits = model(inputs).float()
+        return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.flatten()).item()
 
     with _batch_statistics(model):
         table = _saved(path, network, len(targets), loss())
         losses = {layer: dict(known) for layer, known in table.losses.items()}
-        for layer, ranks in options.items():
+        for layer, asked in options.items():
             known = losses.setdefault(layer, {})
-            missing = [rank for rank in ranks if str(rank) not in known]
-            done += len(ranks) - len(missing)
+            missing = [rank for rank in asked if str(rank) not in known]
+            done += len(asked) - len(missing)
             for rank in missing:
                 with at_ranks(model, {layer: rank}):
                     known[str(rank)] = loss()
@@ -72,20 +76,17 @@ def _saved(path: Path | None, network: Network, images: int, base_loss: float) -
     return found if same and math.isclose(found.base_loss, base_loss, rel_tol=1e-5) else fresh
 
 
-def _measured_ranks(model: nn.Module, network: Network, tables: Sequence[LatencyTable]) -> dict[str, list[int]]:
-    """The ranks of each ordered layer that any of the tables has a time for, ascending."""
+def _measured_ranks(
+    model: nn.Module, network: Network, tables: Sequence[LatencyTable], ranks: Mapping[str, Sequence[int]]
+) -> dict[str, list[int]]:
+    """The ranks of each ordered layer that any of the tables has a time for or that are given, ascending."""
     layers = ordered_layers(model)
-    return {
-        layer.name: sorted(
-            {
-                rank
-                for table in tables
-                for rank in table.ranks(layer.spec)
-                if rank != DENSE and rank <= layers[layer.name].rank
-            }
-        )
-        for layer in network.ordered
-    }
+    found = {}
+    for layer in network.ordered:
+        timed = (rank for table in tables for rank in table.ranks(layer.spec) if rank != DENSE)
+        asked = {*timed, *ranks.get(layer.name, ())}
+        found[layer.name] = sorted(rank for rank in asked if 1 <= rank <= layers[layer.name].rank)
+    return found
 
 
 @contextmanager

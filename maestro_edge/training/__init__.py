@@ -1,13 +1,34 @@
 """Training: samplers, penalty, shrinking, the loop, checkpoints, evaluation."""
 
 from maestro_edge.training.checkpoint import Checkpoint, load_checkpoint, restore_model, save_checkpoint
-from maestro_edge.training.evaluation import Score, batches, evaluate, recalibrate
-from maestro_edge.training.loop import Epoch, TrainSet, TrainSettings, train
+from maestro_edge.training.evaluation import Inputs, Score, batches, evaluate, recalibrate
+from maestro_edge.training.loop import Epoch, TrainSet, TrainSettings, start_tracking, train
+from maestro_edge.training.ordering import Ordering
+from maestro_edge.training.samplers import (
+    AlternatingSampler,
+    ChainSampler,
+    IndependentSampler,
+    PairSampler,
+    Sampler,
+    SandwichSampler,
+    SharedSampler,
+)
+from maestro_edge.training.target import Target
 
 __all__ = [
+    "AlternatingSampler",
+    "ChainSampler",
     "Checkpoint",
     "Epoch",
+    "IndependentSampler",
+    "Inputs",
+    "Ordering",
+    "PairSampler",
+    "Sampler",
+    "SandwichSampler",
     "Score",
+    "SharedSampler",
+    "Target",
     "TrainSet",
     "TrainSettings",
     "batches",
@@ -16,5 +37,6 @@ __all__ = [
     "recalibrate",
     "restore_model",
     "save_checkpoint",
+    "start_tracking",
     "train",
 ]

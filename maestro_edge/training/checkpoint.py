@@ -18,7 +18,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from maestro_edge.errors import CheckpointError, ModelError
-from maestro_edge.ordered import order, ordered_layers
+from maestro_edge.ordered import OrderedSpatialConv2d, order, ordered_layers
 from maestro_edge.values import Value, write_atomically
 
 __all__ = ["Checkpoint", "load_checkpoint", "restore_model", "save_checkpoint"]
@@ -35,6 +35,7 @@ class Checkpoint(Value):
     input_shape: tuple[int, ...]
     classes: int
     ranks: dict[str, int]
+    spatial: tuple[str, ...] = ()
     weights: str
     sha256: str
     training: dict[str, Any] = Field(default_factory=dict)
@@ -54,13 +55,15 @@ def save_checkpoint(
     """Write the weights, then the JSON that names them, then drop the weights it named before."""
     state = {f"model.{key}": value.contiguous() for key, value in model.state_dict().items()}
     content = save_tensors({**state, **{k: v.contiguous() for k, v in (tensors or {}).items()}})
+    layers = ordered_layers(model)
     digest = hashlib.sha256(content).hexdigest()
     checkpoint = Checkpoint(
         model=name,
         data=data,
         input_shape=input_shape,
         classes=classes,
-        ranks={layer: module.rank for layer, module in ordered_layers(model).items()},
+        ranks={layer: module.rank for layer, module in layers.items()},
+        spatial=tuple(layer for layer, module in layers.items() if isinstance(module, OrderedSpatialConv2d)),
         weights=f"weights-{digest[:12]}.safetensors",
         sha256=digest,
         training=training or {},
@@ -112,7 +115,7 @@ def restore_model(dense: nn.Module, checkpoint: Checkpoint, tensors: dict[str, T
     """
     ranks = checkpoint.ranks
     try:
-        model = order(dense, where=lambda name, _: name in ranks) if ranks else dense
+        model = order(dense, where=list(ranks), spatial=checkpoint.spatial) if ranks else dense
         for name, layer in ordered_layers(model).items():
             layer.keep(ranks[name])
         weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}

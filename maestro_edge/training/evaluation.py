@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -12,32 +13,60 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from maestro_edge.ordered import evaluating
 
-__all__ = ["Score", "batches", "evaluate", "recalibrate"]
+__all__ = ["IGNORED", "Inputs", "Score", "batches", "evaluate", "recalibrate"]
 
 Prepare = Callable[[Tensor], Tensor]
 
+IGNORED = -100
+"""Targets of this value do not count, as in torch's own cross-entropy: padding in a batch of sentences."""
+
+
+class Inputs(Protocol):
+    """What can stand for a tensor of inputs, such as images that are decoded when they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, chosen: Tensor, /) -> Tensor: ...
+
 
 class Score(NamedTuple):
-    """Mean cross-entropy and top-1 (0 to 1) over `images`."""
+    """Mean cross-entropy and top-1 (0 to 1) over the targets that count, of `images` inputs."""
 
     loss: float
     top1: float
     images: int
 
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.loss, 700.0))
 
-def batches(images: Tensor, prepare: Prepare, *, size: int = 256) -> Iterator[Tensor]:
-    """`images` (N, C, H, W) prepared in batches of at most `size`."""
-    for start in range(0, len(images), size):
-        yield prepare(images[start : start + size])
+
+def batches(inputs: Tensor | Inputs, prepare: Prepare, *, size: int = 256) -> Iterator[Tensor]:
+    """`inputs` (N, …) prepared in batches of at most `size`."""
+    for chosen in torch.split(torch.arange(len(inputs)), size):
+        yield prepare(inputs[chosen])
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, images: Tensor, targets: Tensor, prepare: Prepare) -> Score:
-    """Score `model` in eval mode on (N, C, H, W) images and (N,) targets; its mode is restored."""
+def evaluate(
+    model: nn.Module, inputs: Tensor | Inputs, targets: Tensor, prepare: Prepare, *, size: int = 256
+) -> Score:
+    """Score `model` in eval mode on (N, …) inputs and (N,) or (N, T) targets; its mode is restored.
+
+    A target of -100 does not count, as in torch's own cross-entropy.
+    """
+    loss, right, count = 0.0, 0, 0
     with evaluating(model):
-        logits = torch.cat([model(batch).float() for batch in batches(images, prepare)])
-    loss = F.cross_entropy(logits, targets).item()
-    return Score(loss, (logits.argmax(1) == targets).float().mean().item(), len(targets))
+        for batch, wanted in zip(batches(inputs, prepare, size=size), torch.split(targets, size), strict=True):
+            logits = model(batch).float()
+            logits, wanted = logits.reshape(-1, logits.shape[-1]), wanted.flatten()
+            loss += F.cross_entropy(logits, wanted, reduction="sum").item()
+            right += int((logits.argmax(1) == wanted).sum())
+            count += int((wanted != IGNORED).sum())
+    return Score(loss / count, right / count, len(targets))
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""train(): one loop for a dense model and for an ordered one, interruptible and exactly resumable."""
+"""train(): one loop for a dense model and for an ordered one, on one process or many, exactly resumable."""
 
 from __future__ import annotations
 
@@ -6,68 +6,91 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from maestro_edge.errors import CheckpointError, TrainingError
-from maestro_edge.ordered import at_ranks, ordered_layers
+from maestro_edge.ordered import order, ordered_layers, trace
 from maestro_edge.training.checkpoint import load_checkpoint, restore_model, save_checkpoint
-from maestro_edge.training.penalty import layer_penalty, shrink_towards_zero
-from maestro_edge.training.samplers import Sampler, SamplerName, make_sampler
-from maestro_edge.training.shrinking import shrink
-from maestro_edge.values import Value
+from maestro_edge.training.evaluation import IGNORED, Inputs
+from maestro_edge.training.ordering import Ordering, PenaltyForm, require_finite
+from maestro_edge.training.samplers import Sampler, SamplerName
+from maestro_edge.training.target import Sizes, Target
+from maestro_edge.values import LatencyTable, Value
 
-__all__ = ["Epoch", "TrainSet", "TrainSettings", "train"]
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["Epoch", "TrainSet", "TrainSettings", "split", "start_tracking", "train"]
+
+Progress = Callable[[int, int, float], None]
+
+_CALIBRATION_BATCHES = 8
 
 
 class TrainSettings(Value):
     """The hyper-parameters of one run; learning rate: linear warm-up, then one cosine down to zero.
 
-    `penalty` is λ of the group lasso. Raw λ multiplies the plain sum of the paper and does not carry over
-    between networks; normalised, every layer's penalty is divided by its value at the start.
+    `final_lr` is the share of `lr` that the cosine ends at. `dense_share` of the epochs trains the model as it is;
+    then its layers are ordered in place, from the activation-whitened SVD, and the rest of the epochs trains the
+    ranks, from the learning rate where that cosine stands. `penalty` is λ of the
+    group lasso, chosen by hand; `target` moves it so that the network lands on a size. A step's batch is split
+    into `accumulate` micro-batches, and among the processes.
     """
 
     epochs: PositiveInt = 10
     batch_size: PositiveInt = 64
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: PositiveFloat = 0.1
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: NonNegativeFloat = 5e-4
     warmup_epochs: NonNegativeFloat = 1.0
+    final_lr: float = Field(default=0.0, ge=0, le=1)
     clip_norm: PositiveFloat = 1.0
-    sampler: SamplerName = "sandwich"
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    dense_share: float = Field(default=0.0, ge=0, lt=1)
+    sampler: SamplerName = "alternating"
     penalty: NonNegativeFloat = 0.0
-    penalty_form: Literal["normalised", "raw"] = "normalised"
+    penalty_form: PenaltyForm = "normalised"
     shrink_below: NonNegativeFloat = 1e-7
+    target: Target | None = None
+    accumulate: PositiveInt = 1
     bf16: bool = True
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class TrainSet:
-    """(N, C, H, W) images and (N,) targets; `prepare` makes a raw batch an input, `augment` varies it first."""
+    """(N, …) inputs and (N,) or (N, T) targets, where -100 does not count.
+
+    `prepare` makes a raw batch an input of the model; `augment` varies the raw batch first.
+    """
 
     name: str
-    images: Tensor
+    inputs: Tensor | Inputs
     targets: Tensor
     prepare: Callable[[Tensor], Tensor]
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
 
 
 class Epoch(Value):
-    """One line of a training's history."""
+    """One line of a training's history; `penalty` is λ and `size` the target's unit at the epoch's end."""
 
     epoch: int
     loss: float
     seconds: float
     ranks: dict[str, int]
+    penalty: float = 0.0
+    size: float | None = None
 
 
 def train(
@@ -78,168 +101,384 @@ def train(
     name: str = "model",
     folder: Path | None = None,
     rebuild: Callable[[], nn.Module] | None = None,
-    progress: Callable[[int, int, float], None] | None = None,
+    progress: Progress | None = None,
+    accelerator: Accelerator | None = None,
+    sampler: Sampler | None = None,
+    table: LatencyTable | None = None,
+    save_every_s: float = 600.0,
 ) -> tuple[nn.Module, tuple[Epoch, ...]]:
-    """Train `model` (in place unless resumed) and return it with its history.
+    """Train `model` (in place unless resumed or ordered on the way) and return it with its history.
 
-    With `folder` a checkpoint is written after every epoch and at Ctrl-C; a run whose folder holds one with
-    the same settings goes on there and ends with the same weights as an uninterrupted run. `rebuild` makes
-    the untrained dense model that a checkpoint is loaded into (needed to resume an ordered, shrunk model).
-    `progress(step, steps, loss)` is called once a step.
+    With `folder` a checkpoint is written after every epoch, every `save_every_s` and at Ctrl-C; a run whose
+    folder holds one with the same settings goes on there and ends with the same weights as an uninterrupted
+    run. `rebuild` makes the untrained dense model that a checkpoint is loaded into (needed to resume an
+    ordered, shrunk model). `progress(step, steps, loss)` is called once a step. Under torchrun every process
+    calls train() alike: they share each batch, draw the same ranks, and the first writes. `accelerator` brings
+    its own precision, devices and trackers; `sampler` one that the settings cannot name; `table` is what a
+    target in ms is meant on.
 
     Raises:
-        TrainingError: the data is smaller than one batch, or the loss is not finite.
+        TrainingError: the data is smaller than one batch, the loss is not finite, the target is out of reach.
         CheckpointError: the folder holds a checkpoint that does not fit.
     """
-    if len(data.images) < settings.batch_size:
+    _check(model, data, settings)
+    phases = split(settings)
+    options: Any = {"name": name, "progress": progress, "accelerator": accelerator, "save_every_s": save_every_s}
+    last: Any = {"folder": folder, "sampler": sampler, "table": table, **options}
+    if phases is None or ordered_layers(model):
+        return _train(model, data, settings, rebuild=rebuild, **last)
+    if settings.target is not None:
+        # Out of reach is refused now, not after the dense epochs.
+        example = data.prepare(data.inputs[torch.arange(1)])
+        Sizes(trace(order(model), (example,), name=name), settings.target, table)
+    rebuild = rebuild or (lambda: model)
+    dense_folder = None if folder is None else folder / "dense"
+    model, before = _train(
+        model, data, phases[0], folder=dense_folder, rebuild=rebuild, sampler=None, table=None, **options
+    )
+    resumed = folder is not None and (folder / "checkpoint.json").exists()
+    batches = (data.prepare(data.inputs[chosen]) for chosen in _calibration(data, settings))
+    ordered, after = _train(
+        order(model.eval(), calibration=None if resumed else batches), data, phases[1], rebuild=rebuild, **last
+    )
+    return ordered, (*before, *(line.model_copy(update={"epoch": line.epoch + len(before)}) for line in after))
+
+
+def split(settings: TrainSettings) -> tuple[TrainSettings, TrainSettings] | None:
+    """The settings of the dense epochs and of the ordered ones; None when no epoch is dense.
+
+    Together they are one cosine: what is ordered goes on at the learning rate that the dense network was at.
+    """
+    dense_epochs = min(settings.epochs - 1, round(settings.dense_share * settings.epochs))
+    if not dense_epochs:
+        return None
+    turn = 0.5 * (1 + math.cos(math.pi * settings.dense_share))
+    first = {
+        "epochs": dense_epochs,
+        "dense_share": 0.0,
+        "target": None,
+        "penalty": 0.0,
+        "final_lr": turn,
+    }
+    second = {
+        "epochs": settings.epochs - dense_epochs,
+        "dense_share": 0.0,
+        "lr": settings.lr * turn,
+        "warmup_epochs": 0.0,
+    }
+    return settings.model_copy(update=first), settings.model_copy(update=second)
+
+
+def _calibration(data: TrainSet, settings: TrainSettings) -> list[Tensor]:
+    """Indices of the batches that the whitened start sees."""
+    size = min(len(data.inputs), max(settings.batch_size, 64))
+    chosen = torch.randperm(len(data.inputs), generator=torch.Generator().manual_seed(settings.seed))
+    return list(torch.split(chosen[: _CALIBRATION_BATCHES * size], size))
+
+
+def _check(model: nn.Module, data: TrainSet, settings: TrainSettings) -> None:
+    if len(data.inputs) < settings.batch_size:
         raise TrainingError(
-            f"{len(data.images)} images are fewer than one batch of {settings.batch_size}: lower batch_size"
+            f"{len(data.inputs)} inputs are fewer than one batch of {settings.batch_size}: lower batch_size"
         )
-    run = _Run(model, data, settings, name, folder)
+    norms = any(isinstance(module, _BatchNorm) for module in model.modules())
+    if norms and settings.batch_size // settings.accumulate < 2:
+        raise TrainingError(
+            f"a micro-batch of {settings.batch_size // settings.accumulate} (batch_size {settings.batch_size}, "
+            f"accumulate {settings.accumulate}) with BatchNorm cannot train: use 2 samples or more"
+        )
+    for layer_name, layer in ordered_layers(model).items():
+        if not layer.u.requires_grad:
+            raise TrainingError(
+                f"layer {layer_name!r} is frozen (requires_grad is False), its ranks cannot be ordered: unfreeze "
+                "it, or leave it dense with where="
+            )
+
+
+def _train(
+    model: nn.Module,
+    data: TrainSet,
+    settings: TrainSettings,
+    *,
+    name: str,
+    folder: Path | None,
+    rebuild: Callable[[], nn.Module] | None,
+    progress: Progress | None,
+    accelerator: Accelerator | None,
+    sampler: Sampler | None,
+    table: LatencyTable | None,
+    save_every_s: float,
+) -> tuple[nn.Module, tuple[Epoch, ...]]:
+    run = _Run(model, data, settings, name, folder, accelerator or _accelerator(), sampler, table, save_every_s)
     if folder is not None and (folder / "checkpoint.json").exists():
         run.resume(folder, rebuild or (lambda: model))
+    generators = torch.get_rng_state()
     with _deferred_interrupt() as interrupted:
         while run.epoch < settings.epochs:
             run.run_step(progress)
             if interrupted():
                 run.save()
                 raise KeyboardInterrupt
-    return run.model, tuple(run.history)
+    torch.set_rng_state(generators)
+    return run.module, tuple(run.history)
+
+
+def _accelerator() -> Accelerator:
+    from accelerate import Accelerator
+
+    return Accelerator()
+
+
+def start_tracking(tracker: str, folder: Path) -> Accelerator:
+    """An accelerator that logs every epoch to `tracker`, such as tensorboard, under `folder`."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(log_with=tracker, project_dir=folder)
+    accelerator.init_trackers("tracking")
+    return accelerator
 
 
 class _Run:
     """The state of a training between two steps: exactly what a checkpoint holds."""
 
     def __init__(
-        self, model: nn.Module, data: TrainSet, settings: TrainSettings, name: str, folder: Path | None
+        self,
+        model: nn.Module,
+        data: TrainSet,
+        settings: TrainSettings,
+        name: str,
+        folder: Path | None,
+        accelerator: Accelerator,
+        sampler: Sampler | None,
+        table: LatencyTable | None,
+        save_every_s: float,
     ) -> None:
         self.data, self.settings, self.name, self.folder = data, settings, name, folder
+        self.accelerator, self.sampler, self.table = accelerator, sampler, table
+        self.save_every_s, self.saved_at = save_every_s, time.monotonic()
+        self.parts = accelerator.num_processes * settings.accumulate
+        if settings.batch_size % self.parts:
+            raise TrainingError(
+                f"a batch of {settings.batch_size} cannot be split evenly into {self.parts} parts "
+                f"({accelerator.num_processes} processes × accumulate {settings.accumulate}): change batch_size"
+            )
         self.generator = torch.Generator().manual_seed(settings.seed)
-        self.sampler: Sampler = make_sampler(settings.sampler)
         self.epoch = self.step = 0
         self.loss_sum = self.seconds = 0.0
         self.history: list[Epoch] = []
         self._attach(model)
-        self.start_penalties = {n: layer_penalty(layer) for n, layer in ordered_layers(model).items()}
 
     def _attach(self, model: nn.Module) -> None:
-        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.model.train()
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=self.settings.lr,
-            momentum=self.settings.momentum,
-            weight_decay=self.settings.weight_decay,
-        )
+        self.module = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.module.train()
+        self._wrap()
+        self.optimizer = _optimizer(self.module, self.settings)
+        self.ordering = None
+        if ordered_layers(self.module):
+            self.ordering = Ordering(
+                self.module,
+                self.optimizer,
+                sampler=self.sampler or self.settings.sampler,
+                penalty=self.settings.penalty,
+                penalty_form=self.settings.penalty_form,
+                shrink_below=self.settings.shrink_below,
+                target=self.settings.target,
+                steps=self.total_steps,
+                example=(self._prepared(torch.arange(1)),),
+                table=self.table,
+                seed=self.settings.seed,
+            )
+        elif self.settings.target is not None:
+            raise TrainingError(
+                f"a target of {self.settings.target} needs ordered layers: order(model), or give a dense_share"
+            )
+
+    def _wrap(self) -> None:
+        self.model = self.accelerator.prepare_model(self.module)
 
     @property
     def steps_per_epoch(self) -> int:
-        return len(self.data.images) // self.settings.batch_size
+        return len(self.data.inputs) // self.settings.batch_size
 
-    def run_step(self, progress: Callable[[int, int, float], None] | None) -> None:
+    @property
+    def total_steps(self) -> int:
+        return self.settings.epochs * self.steps_per_epoch
+
+    @property
+    def done(self) -> int:
+        return self.epoch * self.steps_per_epoch + self.step
+
+    def run_step(self, progress: Progress | None) -> None:
         started = time.perf_counter()
-        loss = self._optimise(*self._batch())
+        # Dropout's masks depend on the step alone (and differ between processes), so a resumed run repeats them.
+        torch.manual_seed((self.settings.seed * 1_000_003 + self.done) * 64 + self.accelerator.process_index)
+        try:
+            loss = self._optimise()
+        except TrainingError as error:
+            raise TrainingError(
+                f"{error} (epoch {self.epoch}, lr {self._lr():.3g}); {self._last_good()}"
+            ) from error
         self.loss_sum += loss
         self.seconds += time.perf_counter() - started
         self.step += 1
-        done = self.epoch * self.steps_per_epoch + self.step
         if progress is not None:
-            progress(done, self.settings.epochs * self.steps_per_epoch, loss)
+            progress(self.done, self.total_steps, loss)
         if self.step == self.steps_per_epoch:
             self._end_epoch()
+        elif time.monotonic() - self.saved_at > self.save_every_s:
+            self.save()
 
-    def _batch(self) -> tuple[Tensor, Tensor]:
-        """The batch of this step: the order of an epoch depends on its number alone, so it can be resumed."""
+    def _last_good(self) -> str:
+        if self.folder is None or not (self.folder / "checkpoint.json").exists():
+            return "there is no checkpoint yet"
+        return f"the last good checkpoint is {self.folder}"
+
+    def _batch(self) -> Tensor:
+        """Indices of this step: the order of an epoch depends on its number alone, so it can be resumed."""
         shuffled = torch.Generator().manual_seed(self.settings.seed * 100_003 + self.epoch)
-        permutation = torch.randperm(len(self.data.images), generator=shuffled)
+        permutation = torch.randperm(len(self.data.inputs), generator=shuffled)
         start = self.step * self.settings.batch_size
-        chosen = permutation[start : start + self.settings.batch_size]
-        images = self.data.images[chosen]
-        if self.data.augment is not None:
-            images = self.data.augment(images, self.generator)
-        inputs = self.data.prepare(images)
-        inputs = inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
-        return inputs, self.data.targets[chosen]
+        return permutation[start : start + self.settings.batch_size]
 
-    def _optimise(self, inputs: Tensor, targets: Tensor) -> float:
-        layers = ordered_layers(self.model)
-        full = {name: layer.rank for name, layer in layers.items()}
-        sets = self.sampler.draw(full, self.generator) if layers else ({},)
+    def _prepared(self, chosen: Tensor) -> Tensor:
+        return self._prepare(self.data.inputs[chosen])
+
+    def _prepare(self, raw: Tensor) -> Tensor:
+        inputs = self.data.prepare(raw).to(self.accelerator.device)
+        return inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
+
+    def _micro_batches(self, chosen: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """This process's shares of the batch, one for each micro-batch."""
+        index, processes = self.accelerator.process_index, self.accelerator.num_processes
+        mine = [index + processes * micro for micro in range(self.settings.accumulate)]
+        targets = self.data.targets[chosen].to(self.accelerator.device)
+        if self.data.augment is None:
+            return [(self._prepared(chosen[part :: self.parts]), targets[part :: self.parts]) for part in mine]
+        # All processes vary the whole batch alike, then take their share: one process would do the same.
+        raw = self.data.augment(self.data.inputs[chosen], self.generator)
+        return [(self._prepare(raw[part :: self.parts]), targets[part :: self.parts]) for part in mine]
+
+    def _optimise(self) -> float:
+        chosen = self._batch()
+        processes = self.accelerator.num_processes
+        # Gradients add up over micro-batches, but DDP takes their mean over the processes.
+        share = (self.data.targets[chosen] != IGNORED).sum().item() / processes
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._backward(inputs, targets, sets)
-        if not math.isfinite(loss):
+        loss = 0.0
+        micro_batches = self._micro_batches(chosen)
+        for index, (inputs, targets) in enumerate(micro_batches):
+            last = index + 1 == len(micro_batches)
+            with self._unsynced() if not last else nullcontext():
+                loss += self._backward(inputs, targets, share) / processes
+        loss = self._summed(loss)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        if norm is not None and not math.isfinite(float(norm)):
             raise TrainingError(
-                f"the loss is {loss} at step {self.step} of epoch {self.epoch}: lower lr "
-                f"(now {self.settings.lr}); the last checkpoint is intact"
+                f"the gradient's norm is {float(norm)} at step {self.done}: lower the learning rate"
             )
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr()
         self.optimizer.step()
-        if self.settings.penalty > 0:
-            raw, step = self.settings.penalty_form == "raw", self.settings.penalty * self._lr()
-            shrink_towards_zero(layers, {n: step / (1.0 if raw else self.start_penalties[n]) for n in layers})
+        if self.ordering is not None and self.ordering.update():
+            self._wrap()
         return loss
 
-    def _backward(self, inputs: Tensor, targets: Tensor, sets: tuple[Mapping[str, Any], ...]) -> float:
-        """Cross-entropy for the first rank set; the others learn its (detached) predictions."""
-        loss, teacher = 0.0, torch.empty(0)
-        for index, ranks in enumerate(sets):
-            with (
-                at_ranks(self.model, ranks),
-                torch.autocast("cpu", torch.bfloat16, enabled=self.settings.bf16),
-            ):
-                logits = self.model(inputs).float()
-            if index == 0:
-                part = F.cross_entropy(logits, targets)
-                loss, teacher = float(part.detach()), logits.detach().softmax(1)
-            else:
-                part = F.cross_entropy(logits, teacher) / (len(sets) - 1)
-            part.backward()  # type: ignore[no-untyped-call]
-        return loss
+    def _backward(self, inputs: Tensor, targets: Tensor, share: float) -> float:
+        """One micro-batch: sums over its targets, divided by the whole batch's count a process.
+
+        Parts may hold unequal numbers of targets; this way they add up to the mean over the whole batch.
+        """
+        kept = targets.flatten() != IGNORED
+
+        def forward() -> Tensor:
+            with self._autocast():
+                logits: Tensor = self.model(inputs)
+            return logits.float()
+
+        def task(logits: Tensor) -> Tensor:
+            flat = logits.reshape(-1, logits.shape[-1])
+            smoothing = self.settings.label_smoothing
+            loss = F.cross_entropy(flat, targets.flatten(), label_smoothing=smoothing, reduction="sum")
+            return loss / share
+
+        def distil(logits: Tensor, teacher: Tensor) -> Tensor:
+            flat, taught = (x.reshape(-1, x.shape[-1])[kept] for x in (logits, teacher))
+            return F.cross_entropy(flat, taught.softmax(1), reduction="sum") / share
+
+        if self.ordering is None:
+            loss = task(forward())
+            value = require_finite(loss, self.module, self.done)
+            self.accelerator.backward(loss)
+            return value
+        return self.ordering.backward(
+            forward, task, distil=distil, backward=self.accelerator.backward, unsynced=self._unsynced
+        )
+
+    def _unsynced(self) -> AbstractContextManager[Any]:
+        quiet: AbstractContextManager[Any] = self.accelerator.no_sync(self.model)
+        return quiet
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.accelerator.mixed_precision != "no":
+            brought: AbstractContextManager[Any] = self.accelerator.autocast()
+            return brought
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.settings.bf16)
+
+    def _summed(self, loss: float) -> float:
+        if self.accelerator.num_processes == 1:
+            return loss
+        return float(self.accelerator.reduce(torch.tensor(loss, device=self.accelerator.device), reduction="sum"))
 
     def _lr(self) -> float:
-        total = self.settings.epochs * self.steps_per_epoch
-        warmup = min(total - 1, self.settings.warmup_epochs * self.steps_per_epoch)
-        now = self.epoch * self.steps_per_epoch + self.step
-        if now < warmup:
-            return self.settings.lr * (now + 1) / (warmup + 1)
-        return self.settings.lr * 0.5 * (1 + math.cos(math.pi * (now - warmup) / (total - warmup)))
+        warmup = min(self.total_steps - 1, self.settings.warmup_epochs * self.steps_per_epoch)
+        if self.done < warmup:
+            return self.settings.lr * (self.done + 1) / (warmup + 1)
+        share = (self.done - warmup) / (self.total_steps - warmup)
+        last = self.settings.final_lr
+        return self.settings.lr * (last + (1 - last) * 0.5 * (1 + math.cos(math.pi * share)))
 
     def _end_epoch(self) -> None:
-        if self.settings.penalty > 0:
-            shrink(self.model, self.optimizer, below=self.settings.shrink_below)
-        ranks = {name: layer.rank for name, layer in ordered_layers(self.model).items()}
-        mean = self.loss_sum / self.steps_per_epoch
-        self.history.append(Epoch(epoch=self.epoch, loss=mean, seconds=self.seconds, ranks=ranks))
+        ordering = self.ordering
+        if ordering is not None and ordering.shrink():
+            self._wrap()
+        line = Epoch(
+            epoch=self.epoch,
+            loss=self.loss_sum / self.steps_per_epoch,
+            seconds=self.seconds,
+            ranks={} if ordering is None else ordering.ranks,
+            penalty=0.0 if ordering is None else ordering.current_penalty,
+            size=None if ordering is None or ordering.controller is None else ordering.size,
+        )
+        self.history.append(line)
+        if self.accelerator.trackers:
+            self.accelerator.log({"loss": line.loss, "lr": self._lr(), "penalty": line.penalty}, step=self.done)
         self.epoch, self.step, self.loss_sum, self.seconds = self.epoch + 1, 0, 0.0, 0.0
         self.save()
 
     def save(self) -> None:
-        if self.folder is None:
+        self.saved_at = time.monotonic()
+        if self.folder is None or not self.accelerator.is_main_process:
             return
-        names = {id(p): name for name, p in self.model.named_parameters()}
-        buffers = {
-            f"momentum.{names[id(p)]}": state["momentum_buffer"]
-            for p, state in self.optimizer.state.items()
-            if state.get("momentum_buffer") is not None
-        }
+        tensors, values = _optimizer_state(self.module, self.optimizer)
+        ordering: dict[str, Any] = {} if self.ordering is None else self.ordering.state_dict()
+        if ordering:
+            tensors["ordering.generator"] = ordering.pop("generator")
         save_checkpoint(
             self.folder,
-            self.model,
+            self.module,
             name=self.name,
             data=self.data.name,
-            input_shape=(1, *self.data.images.shape[1:]),
+            input_shape=(1, *self.data.inputs.shape[1:]),
             classes=int(self.data.targets.max()) + 1,
-            tensors={"generator": self.generator.get_state(), **buffers},
+            tensors={"generator": self.generator.get_state(), **tensors},
             training={
                 "settings": self.settings.model_dump(),
                 "epoch": self.epoch,
                 "step": self.step,
                 "loss_sum": self.loss_sum,
                 "seconds": self.seconds,
-                "sampler": self.sampler.state,
-                "start_penalties": self.start_penalties,
+                "ordering": ordering,
+                "optimizer": values,
                 "history": [line.model_dump() for line in self.history],
             },
         )
@@ -252,16 +491,53 @@ class _Run:
                 f"{folder} holds a training with other settings or data: choose another folder or remove it"
             )
         self._attach(restore_model(rebuild(), checkpoint, tensors))
-        for name, parameter in self.model.named_parameters():
-            buffer = tensors.get(f"momentum.{name}")
-            if buffer is not None:
-                self.optimizer.state[parameter] = {"momentum_buffer": buffer}
+        _restore_optimizer(self.module, self.optimizer, tensors, saved["optimizer"])
         self.generator.set_state(tensors["generator"])
-        self.sampler.restore(saved["sampler"])
+        if self.ordering is not None:
+            self.ordering.load_state_dict({**saved["ordering"], "generator": tensors["ordering.generator"]})
         self.epoch, self.step = saved["epoch"], saved["step"]
         self.loss_sum, self.seconds = saved["loss_sum"], saved["seconds"]
-        self.start_penalties = saved["start_penalties"]
         self.history = [Epoch.model_validate(line) for line in saved["history"]]
+
+
+def _optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(
+            model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+    # Norms and biases without decay, as transformers are trained.
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.momentum, 0.98))
+
+
+def _optimizer_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors by parameter and key, and the values that are none."""
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, Any] = {}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{key}.{name}"] = value
+            else:
+                values[f"{key}.{name}"] = value
+    return tensors, values
+
+
+def _restore_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+) -> None:
+    parameters = dict(model.named_parameters())
+    found = {key.removeprefix("optimizer."): t for key, t in tensors.items() if key.startswith("optimizer.")}
+    for path, value in {**found, **values}.items():
+        key, _, name = path.partition(".")
+        optimizer.state[parameters[name]][key] = value
 
 
 @contextmanager

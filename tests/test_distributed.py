@@ -1,0 +1,99 @@
+"""Beyond one process: torchrun, micro-batches, trackers, and a process that is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from maestro_edge.ordered import ordered_layers
+from maestro_edge.training import load_checkpoint, restore_model
+from tests.distributed_job import Plain, run
+
+ROOT = Path(__file__).parents[1]
+JOB = [sys.executable, "-W", "ignore", "-m", "tests.distributed_job"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="module")
+def alone() -> nn.Module:
+    """The training on one process."""
+    return run(None)
+
+
+def assert_equal(found: nn.Module, wanted: nn.Module) -> None:
+    state = found.state_dict()
+    for name, value in wanted.state_dict().items():
+        assert state[name].shape == value.shape, name
+        torch.testing.assert_close(state[name], value, atol=2e-5, rtol=1e-4)
+
+
+def test_two_processes_train_what_one_does(tmp_path: Path, alone: nn.Module) -> None:
+    """Under torchrun with gloo: same batches, same ranks, same shrinking, and so the same weights."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+    done = subprocess.run(
+        [*command, "-m", "tests.distributed_job", str(tmp_path)],
+        env=ENVIRONMENT,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = restore_model(Plain(), *load_checkpoint(tmp_path))
+    ranks = {name: layer.rank for name, layer in ordered_layers(found).items()}
+    assert ranks == {name: layer.rank for name, layer in ordered_layers(alone).items()}
+    assert min(ranks.values()) < 60
+    assert_equal(found, alone)
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_micro_batches_train_what_the_whole_batch_does(accumulate: int, alone: nn.Module) -> None:
+    """Gradient accumulation changes memory, not the result."""
+    assert_equal(run(None, accumulate=accumulate), alone)
+
+
+def test_a_killed_training_leaves_a_checkpoint_that_loads_and_goes_on(tmp_path: Path, alone: nn.Module) -> None:
+    """SIGKILL at any moment: what the folder holds is whole, and the resumed run ends where it would have."""
+    for delay_s in (0.0, 0.05, 0.13):
+        process = subprocess.Popen([*JOB, str(tmp_path)], env=ENVIRONMENT, cwd=ROOT)
+        deadline = time.monotonic() + 120
+        before = (tmp_path / "checkpoint.json").stat().st_mtime if (tmp_path / "checkpoint.json").exists() else 0.0
+        while process.poll() is None and time.monotonic() < deadline:
+            path = tmp_path / "checkpoint.json"
+            if path.exists() and path.stat().st_mtime > before:
+                break
+            time.sleep(0.005)
+        time.sleep(delay_s)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+        checkpoint, tensors = load_checkpoint(tmp_path)
+        restore_model(Plain(), checkpoint, tensors)
+
+    assert_equal(run(tmp_path), alone)
+
+
+def test_trackers_of_accelerate_get_the_history(tmp_path: Path) -> None:
+    """TensorBoard's event file is written where the accelerator was told to."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(log_with="tensorboard", project_dir=tmp_path)
+    accelerator.init_trackers("run")
+
+    run(None, accelerator=accelerator)
+
+    accelerator.end_training()
+    events = list(tmp_path.rglob("events.out.tfevents.*"))
+    assert events
+    assert events[0].stat().st_size > 100
