@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from maestro_edge.profiling import profile
     from maestro_edge.reporting import write_report
     from maestro_edge.runtimes import MeasuringProtocol, export, load
-    from maestro_edge.training import TrainSet, TrainSettings, recalibrate, train
+    from maestro_edge.training import Ordering, Target, TrainSet, TrainSettings, recalibrate, train
     from maestro_edge.values import LatencyTable, LayerSpec, Manifest, RankPlan, Variant
 
 _HOMES = {
@@ -28,7 +28,7 @@ _HOMES = {
     "profiling": ("profile",),
     "reporting": ("write_report",),
     "runtimes": ("MeasuringProtocol", "export", "load"),
-    "training": ("TrainSet", "TrainSettings", "recalibrate", "train"),
+    "training": ("Ordering", "Target", "TrainSet", "TrainSettings", "recalibrate", "train"),
     "values": ("LatencyTable", "LayerSpec", "Manifest", "RankPlan", "Variant"),
 }
 
@@ -38,7 +38,9 @@ __all__ = [
     "MaestroError",
     "Manifest",
     "MeasuringProtocol",
+    "Ordering",
     "RankPlan",
+    "Target",
     "TrainSet",
     "TrainSettings",
     "Variant",

@@ -69,5 +69,7 @@ class DeviceError(MaestroError):
 class MissingExtra(MaestroError):  # noqa: N818 - reads as what it is
     """An optional package is not installed; the message names the `pip install` that brings it."""
 
-    def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed: pip install 'maestro-edge[{extra}]'")
+    def __init__(self, package: str, extra: str | None) -> None:
+        # None: a package whose own dependencies would replace torch.
+        what = f"--no-deps {package}" if extra is None else f"'maestro-edge[{extra}]'"
+        super().__init__(f"{package} is not installed: pip install {what}")

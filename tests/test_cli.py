@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -116,7 +117,7 @@ def test_the_linux_app_runs_the_bundle(demo: tuple[Path, Done], tmp_path: Path) 
 
     data = load("digits")
     image = tmp_path / "digit.png"
-    Image.fromarray(data.test.images[0, 0].numpy()).save(image)
+    Image.fromarray(data.test.inputs[0, 0].numpy()).save(image)
     app = ROOT / "apps" / "linux" / "classify.py"
 
     done = subprocess.run(
@@ -431,3 +432,87 @@ def test_a_model_of_ones_own_that_cannot_be_exported_is_one_line(tmp_path: Path)
     assert trained.code == 0, trained.err
     assert "cannot be exported to LiteRT" in line
     assert not (tmp_path / "profiles").exists()
+
+
+def test_a_recipe_trains_and_lands_on_its_target(tmp_path: Path) -> None:
+    """One command on MNIST's files: dense warm-up, landed size beside the target, ranks, and it resumes."""
+    write_mnist(tmp_path / "mnist", 600)
+    argv = (
+        "train",
+        "lenet-mnist",
+        "--data",
+        "mnist",
+        "--epochs",
+        "5",
+        "--batch-size",
+        "32",
+        "--target-params",
+        "30000",
+    )
+
+    done = maestro(*argv, folder=tmp_path)
+    again = maestro(*argv, folder=tmp_path)
+
+    assert done.code == 0, done.err
+    found = re.search(r"size +([\d,]+) params.*target: 30 k params", done.out)
+    assert found and abs(int(found[1].replace(",", "")) / 30_000 - 1) < 0.05
+    assert re.search(r"dense warm-up +validation loss", done.out)
+    assert again.out.splitlines()[-5:] == done.out.splitlines()[-5:]
+    assert (tmp_path / "runs" / "train" / "dense" / "checkpoint.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("lenet9", "--data", "x"), r"no recipe 'lenet9': choose lenet_mnist, "),
+        (("lenet-mnist",), r"needs its data: --data PATH of mnist"),
+        (
+            ("lenet-mnist", "--data", "mnist", "--target-macs", "9"),
+            r"a target of 9 G MACs is out of reach: .* dense",
+        ),
+        (
+            ("lenet-mnist", "--data", "mnist", "--target-macs", "9", "--target-params", "9"),
+            r"2 targets \(macs, params",
+        ),
+        (
+            ("lenet-mnist", "--data", "mnist", "--target-macs", "9", "--penalty", "1"),
+            r"drop --penalty or the target",
+        ),
+        (("lenet-mnist", "--data", "mnist", "--lr", "-1"), r"lr: Input should be greater than 0"),
+    ],
+)
+def test_wrong_trainings_are_refused_in_one_line(tmp_path: Path, argv: tuple[str, ...], message: str) -> None:
+    """Before any step of training."""
+    write_mnist(tmp_path / "mnist", 64)
+
+    done = maestro("train", *argv, folder=tmp_path)
+
+    assert done.code == 1
+    assert re.search(message, done.err) and len(done.err.splitlines()) == 1
+    assert not (tmp_path / "runs" / "train" / "ordered").exists()
+
+
+def test_the_recipes_are_listed() -> None:
+    """Every one, with the data that it reads."""
+    from maestro_edge.recipes.paper import RECIPES
+
+    done = maestro("recipes", folder=ROOT)
+
+    assert all(name in done.out for name in RECIPES)
+    assert "multi30k:PATH" in done.out
+
+
+def write_mnist(folder: Path, count: int) -> None:
+    """Files of MNIST's form: bright rows tell the class."""
+    import struct
+
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for prefix, number in (("train", count), ("t10k", 40)):
+        targets = torch.arange(number) % 10
+        images = torch.randint(64, (number, 28, 28), generator=generator)
+        for index, target in enumerate(targets.tolist()):
+            images[index, 2 * target : 2 * target + 4] += 180
+        head, tail = struct.pack(">4I", 2051, number, 28, 28), struct.pack(">2I", 2049, number)
+        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(head + images.to(torch.uint8).numpy().tobytes())
+        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(tail + targets.to(torch.uint8).numpy().tobytes())

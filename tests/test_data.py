@@ -23,6 +23,9 @@ from PIL import Image
 
 from maestro_edge.errors import DataError, MissingExtra
 from maestro_edge.recipes.data import Data, Split, load
+from maestro_edge.recipes.images import ImageFiles
+from maestro_edge.recipes.run import create
+from maestro_edge.training import TrainSettings, train
 
 Bytes = npt.NDArray[np.uint8]
 PREFIXES = {"train": "train", "test": "t10k"}
@@ -97,13 +100,13 @@ def write_tar(path: Path, files: dict[str, bytes], *, packed: bool = False) -> P
 
 def counted(*splits: Split) -> Counter[tuple[bytes, int]]:
     """The (image, target) pairs of the splits together."""
-    pairs = [(image, int(target)) for s in splits for image, target in zip(s.images, s.targets, strict=True)]
+    pairs = [(image, int(target)) for s in splits for image, target in zip(s.inputs, s.targets, strict=True)]
     return Counter((image.numpy().tobytes(), target) for image, target in pairs)
 
 
 def same(one: Data, other: Data) -> bool:
     splits = ((one.train, other.train), (one.validation, other.validation), (one.test, other.test))
-    return all(torch.equal(a.images, b.images) and torch.equal(a.targets, b.targets) for a, b in splits)
+    return all(torch.equal(a.inputs, b.inputs) and torch.equal(a.targets, b.targets) for a, b in splits)
 
 
 def refusal(source: str) -> str:
@@ -123,9 +126,9 @@ def test_digits_are_split_in_three() -> None:
 
     assert sum(sizes) == 1797
     assert [round(size / 1797, 2) for size in sizes] == pytest.approx([0.65, 0.15, 0.20], abs=0.011)
-    assert data.train.images.shape[1:] == (1, 32, 32)
-    assert data.train.images.dtype == torch.uint8
-    assert (int(data.train.images.min()), int(data.train.images.max())) == (0, 255)
+    assert data.train.inputs.shape[1:] == (1, 32, 32)
+    assert data.train.inputs.dtype == torch.uint8
+    assert (int(data.train.inputs.min()), int(data.train.inputs.max())) == (0, 255)
     assert all(len(set(split.targets.tolist())) == 10 for split in (data.train, data.validation, data.test))
     assert (data.labels, data.flip) == (tuple("0123456789"), False)
 
@@ -206,7 +209,7 @@ def test_mean_and_std_are_those_of_the_train_pixels() -> None:
     """Normalised train images have mean 0 and standard deviation 1, in float32."""
     data = load("digits")
 
-    normalised = data.normalise(data.train.images)
+    normalised = data.normalise(data.train.inputs)
 
     assert normalised.dtype == torch.float32
     assert float(normalised.mean()) == pytest.approx(0, abs=1e-5)
@@ -219,10 +222,10 @@ def test_mean_and_std_are_per_channel(tmp_path: Path) -> None:
 
     data = load(f"folder:{tmp_path}")
 
-    pixels = data.train.images.double() / 255
+    pixels = data.train.inputs.double() / 255
     assert data.mean == pytest.approx(pixels.mean((0, 2, 3)).tolist())
     assert data.std == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist())
-    assert data.normalise(data.test.images).shape == (4, 3, 32, 32)
+    assert data.normalise(data.test.inputs).shape == (4, 3, 32, 32)
 
 
 def test_images_of_one_colour_can_be_normalised(tmp_path: Path) -> None:
@@ -231,7 +234,7 @@ def test_images_of_one_colour_can_be_normalised(tmp_path: Path) -> None:
 
     data = load(f"folder:{tmp_path}")
 
-    assert data.normalise(data.train.images).abs().max() < 1e-3
+    assert data.normalise(data.train.inputs).abs().max() < 1e-3
 
 
 def test_cifar10_batches_are_channel_first_rows(tmp_path: Path) -> None:
@@ -241,8 +244,8 @@ def test_cifar10_batches_are_channel_first_rows(tmp_path: Path) -> None:
     data = load(f"cifar10:{write(tmp_path, files)}")
 
     assert (len(data.train) + len(data.validation), len(data.test)) == (100, 20)
-    assert data.test.images.shape == (20, 3, 32, 32)
-    assert data.test.images[:, 0, 0, 0].tolist() == list(range(20))
+    assert data.test.inputs.shape == (20, 3, 32, 32)
+    assert data.test.inputs[:, 0, 0, 0].tolist() == list(range(20))
     assert data.test.targets.tolist() == [number % 10 for number in range(20)]
     assert (data.labels[0], data.labels[9], data.flip) == ("airplane", "truck", True)
 
@@ -283,8 +286,8 @@ def test_images_keep_their_class_and_orientation(tmp_path: Path) -> None:
 
     data = load(f"folder:{write(tmp_path, files)}")
 
-    assert data.test.images.shape == (4, 3, 10, 20)
-    assert all(image[0, 0, 0] == 90 * int(t) for image, t in zip(data.test.images, data.test.targets, strict=True))
+    assert data.test.inputs.shape == (4, 3, 10, 20)
+    assert all(image[0, 0, 0] == 90 * int(t) for image, t in zip(data.test.inputs, data.test.targets, strict=True))
 
 
 def test_the_first_images_are_of_several_classes(tmp_path: Path) -> None:
@@ -384,16 +387,19 @@ def test_a_damaged_batch_is_refused_or_read(
     assert "\n" not in outcome
 
 
-@pytest.mark.parametrize("source", ["imagenet", "cifar10", "mnist:", "digits:x", "", ":", "cifar100:somewhere"])
+@pytest.mark.parametrize(
+    "source", ["imagenet", "multi30k", "cifar10", "mnist:", "digits:x", "", ":", "cifar100:somewhere"]
+)
 def test_an_unknown_source_lists_what_is_known(source: str) -> None:
     """The message repeats what was asked for and names all sources."""
     message = refusal(source)
 
     assert repr(source) in message
-    assert "digits, cifar10:PATH, mnist:PATH, fashion-mnist:PATH or folder:PATH" in message
+    assert "digits, cifar10:PATH, mnist:PATH" in message
+    assert "folder:PATH, imagenet:PATH or multi30k:PATH" in message
 
 
-@pytest.mark.parametrize("kind", ["cifar10", "mnist", "fashion-mnist", "folder"])
+@pytest.mark.parametrize("kind", ["cifar10", "mnist", "fashion-mnist", "folder", "imagenet", "multi30k"])
 def test_a_missing_path_is_named(tmp_path: Path, kind: str) -> None:
     """The message says which path is not there."""
     message = refusal(f"{kind}:{tmp_path / 'nowhere'}")
@@ -571,6 +577,147 @@ def test_a_file_that_is_no_tar_is_refused(tmp_path: Path) -> None:
     assert "give a folder or a whole tar" in message
 
 
+def of_any_size(folder: Path, *, train: int = 4, val: int = 2) -> Path:
+    """ImageNet's form: PNG and JPEG of different sizes, each of one colour, of the classes cat and ant."""
+    for split, count in (("train", train), ("val", val)):
+        for label, value in (("cat", 200), ("ant", 20)):
+            (folder / split / label).mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                image = Image.new("RGB", (300 + 50 * number, 240 - 10 * number), (value, value, value))
+                image.save(folder / split / label / f"{number}.{('png', 'JPEG')[number % 2]}")
+    return folder
+
+
+def test_imagenet_is_decoded_when_it_is_indexed(tmp_path: Path) -> None:
+    """Files of any size give (B, 3, 224, 224) bytes, of the class of their target; val is the test split."""
+    data = load(f"imagenet:{of_any_size(tmp_path)}")
+
+    chosen = data.train.inputs[torch.tensor([3, 0])]
+    test = data.test.inputs[1:4]
+
+    assert (len(data.train), len(data.validation), len(data.test)) == (6, 2, 4)
+    assert data.train.inputs.shape == (6, 3, 224, 224)
+    assert (chosen.shape, chosen.dtype) == ((2, 3, 224, 224), torch.uint8)
+    assert [int(image.float().mean()) for image in chosen] == [
+        (20, 200)[int(data.train.targets[k])] for k in (3, 0)
+    ]
+    assert [int(image.float().mean()) for image in test] == [
+        (20, 200)[int(data.test.targets[k])] for k in (1, 2, 3)
+    ]
+    assert (data.labels, data.name, len(data.mean)) == (("ant", "cat"), "imagenet", 3)
+
+
+def test_imagenet_splits_share_no_file(tmp_path: Path) -> None:
+    """Each file of train is in train or validation, by the seed, and none is in both."""
+    of_any_size(tmp_path, train=10)
+
+    data, again, other = (load(f"imagenet:{tmp_path}", seed=seed) for seed in (0, 0, 1))
+
+    assert same_files(data, again) and not same_files(data, other)
+    assert not {*files(data.train)} & {*files(data.validation)}
+    assert len({*files(data.train), *files(data.validation)}) == 20
+
+
+def files(split: Split) -> tuple[Path, ...]:
+    inputs: object = split.inputs
+    assert isinstance(inputs, ImageFiles)
+    return inputs.paths
+
+
+def same_files(one: Data, other: Data) -> bool:
+    return files(one.train) == files(other.train) and files(one.validation) == files(other.validation)
+
+
+def gradient(folder: Path, width: int, height: int) -> list[Path]:
+    """An image whose red grows with x and whose green grows with y, both from 0 to 255."""
+    columns, rows = np.linspace(0, 255, width), np.linspace(0, 255, height)
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[..., 0], pixels[..., 1] = columns[None, :].round(), rows[:, None].round()
+    Image.fromarray(pixels).save(folder / "gradient.png")
+    return [folder / "gradient.png"]
+
+
+@pytest.mark.parametrize(("width", "height"), [(512, 256), (256, 512), (100, 100)])
+def test_evaluation_crops_the_centre(tmp_path: Path, width: int, height: int) -> None:
+    """A square of 224/256 of the shorter side, as resizing to 256 and cropping 224 from the centre gives."""
+    crop = ImageFiles(gradient(tmp_path, width, height))[:1][0].float()
+
+    half = min(width, height) * 224 / 256 / 2
+    left, right = (255 * (0.5 + side * half / width) for side in (-1, 1))
+    assert float(crop[0].amin()) == pytest.approx(left, abs=3)
+    assert float(crop[0].amax()) == pytest.approx(right, abs=3)
+    assert float(crop[1].mean()) == pytest.approx(127.5, abs=1)
+
+
+def test_training_crops_vary_with_the_batch_only(tmp_path: Path) -> None:
+    """The same batch gives the same crops, another batch or seed others; half are mirrored."""
+    paths = gradient(tmp_path, 300, 200) * 40
+    images = ImageFiles(paths, size=32, varied=True)
+
+    crops = images[:]
+    again, other, seeded = (
+        images[:],
+        images[torch.arange(39, -1, -1)],
+        ImageFiles(paths, size=32, varied=True, seed=1)[:],
+    )
+
+    assert torch.equal(crops, again)
+    assert not torch.equal(crops, other) and not torch.equal(crops, seeded)
+    mirrored = crops[:, 0, 0, 0] > crops[:, 0, 0, -1]
+    assert 8 < int(mirrored.sum()) < 32
+    sides = [crops[:, channel].flatten(1).float() for channel in (0, 1)]
+    red, green = ((side.amax(1) - side.amin(1)) / 255 for side in sides)
+    area, ratio = red * green, 1.5 * red / green
+    assert 0.06 <= float(area.amin()) <= float(area.amax()) <= 1
+    assert 0.68 <= float(ratio.amin()) <= float(ratio.amax()) <= 1.45
+
+
+def test_a_crop_that_never_fits_is_the_centre(tmp_path: Path) -> None:
+    """A strip of 2 x 400 pixels has no part of sides 3:4 to 4:3 that is 8 % of it."""
+    Image.new("RGB", (400, 2), (9, 9, 9)).save(tmp_path / "strip.png")
+
+    crop = ImageFiles([tmp_path / "strip.png"], size=8, varied=True)[:]
+
+    assert set(crop.flatten().tolist()) == {9}
+
+
+def test_imagenet_names_what_is_missing(tmp_path: Path) -> None:
+    """A folder without images, and a class that one split lacks."""
+    (tmp_path / "empty" / "train" / "cat").mkdir(parents=True)
+    of_any_size(tmp_path / "full")
+    (tmp_path / "full" / "val" / "cat").rename(tmp_path / "full" / "val" / "dog")
+
+    messages = [refusal(f"imagenet:{tmp_path / name}") for name in ("empty", "full")]
+
+    assert f"{tmp_path / 'empty' / 'train'}: no images" in messages[0]
+    assert "train/ and val/ differ in the classes cat, dog" in messages[1]
+
+
+def test_a_damaged_file_of_imagenet_is_named_when_it_is_reached(tmp_path: Path) -> None:
+    """Loading reads no image; indexing names the file that cannot be decoded, or is gone."""
+    of_any_size(tmp_path)
+    (tmp_path / "val" / "cat" / "0.png").write_bytes(b"cut")
+    data = load(f"imagenet:{tmp_path}")
+
+    with pytest.raises(DataError, match=r"val/cat/0\.png' is not a whole PNG or JPEG"):
+        data.test.inputs[:]
+    (tmp_path / "val" / "cat" / "0.png").unlink()
+    with pytest.raises(DataError, match=r"val/cat/0\.png: cannot be read"):
+        data.test.inputs[:]
+
+
+def test_a_training_reads_images_of_any_size(tmp_path: Path) -> None:
+    """The loop takes the files in place of a tensor, without the shifts for small images."""
+    run = create(tmp_path / "run", data=f"imagenet:{of_any_size(tmp_path)}")
+    once = TrainSettings(epochs=1, batch_size=3, bf16=False)
+
+    model, history = train(run.new_model(), run.train_set(), once)
+
+    assert run.train_set().augment is None
+    assert math.isfinite(history[0].loss)
+    assert 0 <= run.score(model, run.data.validation).top1 <= 1
+
+
 def test_without_scikit_learn_the_digits_say_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The extra is named."""
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
@@ -592,3 +739,13 @@ def test_without_pillow_images_say_how_to_install_it(tmp_path: Path, monkeypatch
 
     assert str(caught.value) == "pillow is not installed: pip install 'maestro-edge[train]'"
     assert isinstance(caught.value.__cause__, ImportError)
+
+
+def test_without_pillow_imagenet_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Listing the files needs no Pillow; the first index names the extra."""
+    data = load(f"imagenet:{of_any_size(tmp_path)}")
+    for name in [name for name in sys.modules if name.split(".")[0] == "PIL"]:
+        monkeypatch.setitem(sys.modules, name, None)
+
+    with pytest.raises(MissingExtra, match="pillow is not installed"):
+        data.train.inputs[:1]

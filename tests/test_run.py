@@ -39,7 +39,7 @@ class Untouchable(Split):
 
 def small(data: Data) -> Data:
     def first(split: Split, count: int) -> Split:
-        return Split(split.images[:count], split.targets[:count])
+        return Split(split.inputs[:count], split.targets[:count])
 
     return replace(
         data, train=first(data.train, 64), validation=first(data.validation, 48), test=first(data.test, 40)

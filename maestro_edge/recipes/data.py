@@ -1,4 +1,4 @@
-"""Image data sets from the usual files, as uint8 tensors in three splits that never share an image."""
+"""Data sets from the usual files, as tensors in three splits that never share an image or a sentence pair."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maestro_edge.errors import DataError, MissingExtra
+from maestro_edge.recipes.images import IMAGE_SUFFIX, ImageFiles, class_files, decode
+from maestro_edge.recipes.multi30k import Pairs, load_corpus
 
 __all__ = ["Data", "Split", "load"]
 
@@ -29,30 +31,36 @@ FASHION: Final = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
                   "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 CIFAR10: Final = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # fmt: on
+IMAGENET_STATISTICS: Final = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's; counting takes hours
 BATCHES: Final = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
 BATCH: Final = re.compile(r"(cifar-10-batches-py/)?(data_batch_[1-5]|test_batch)")
 # A leading dot is a system's own file or folder: ._1.png, .ipynb_checkpoints.
-IMAGE: Final = re.compile(r"(train|test)/[^/.][^/]*/[^/.][^/]*\.(?i:png|jpe?g)")
+IMAGE: Final = re.compile(rf"(train|test)/[^/.][^/]*/[^/.][^/]*{IMAGE_SUFFIX}")
 
 
 @dataclass(frozen=True, eq=False)  # == on tensors gives a tensor, not a bool
 class Split:
-    """Images (N, C, H, W) uint8 and their class indices (N,) int64."""
+    """Inputs and targets: (N, C, H, W) uint8 images and their (N,) classes, or those of multi30k."""
 
-    images: Tensor
+    inputs: Tensor
     targets: Tensor
+
+    @property
+    def images(self) -> Tensor:
+        """The inputs of a data set of images."""
+        return self.inputs
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def at(self, chosen: Tensor) -> Split:
-        """The images chosen by a mask, (N,) bool."""
-        return Split(self.images[chosen], self.targets[chosen])
+        """What is chosen by a mask, (N,) bool."""
+        return Split(self.inputs[chosen], self.targets[chosen])
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """Three disjoint splits; `mean` and `std` are per channel, of the train pixels / 255.
+    """Three disjoint splits; `mean` and `std` are per channel, of the train pixels / 255; none for text.
 
     `flip` says whether a mirrored image is still of the same class.
     """
@@ -66,23 +74,33 @@ class Data:
     std: tuple[float, ...]
     flip: bool
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """(pixel / 255 - mean) / std of uint8 images (N, C, H, W): float32, on the images' device."""
-        mean = torch.tensor(self.mean, dtype=torch.float32, device=images.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, dtype=torch.float32, device=images.device).view(-1, 1, 1)
-        return (images.to(torch.float32) / 255 - mean) / std
+    @property
+    def is_text(self) -> bool:
+        return not self.mean
+
+    def normalise(self, inputs: Tensor) -> Tensor:
+        """(pixel / 255 - mean) / std of uint8 images (N, C, H, W): float32, on their device; text as it is."""
+        if self.is_text:
+            return inputs
+        mean = torch.tensor(self.mean, dtype=torch.float32, device=inputs.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, dtype=torch.float32, device=inputs.device).view(-1, 1, 1)
+        return (inputs.to(torch.float32) / 255 - mean) / std
 
 
 Parts = tuple[tuple[str, ...], Split, Split]  # labels, train and test as the files give them
 
+KINDS: Final = ("cifar10", "mnist", "fashion-mnist", "folder", "imagenet", "multi30k")
+
 
 def load(source: str, *, seed: int = 0) -> Data:
-    """Read `digits`, `cifar10:PATH`, `mnist:PATH`, `fashion-mnist:PATH` or `folder:PATH`.
+    """Read `digits`, or `KIND:PATH` with cifar10, mnist, fashion-mnist, folder, imagenet or multi30k.
 
     `digits` (in scikit-learn; upsampled to 32x32) is split 65/15/20 % by `seed`. The others keep their test
     split; `seed` moves a tenth of each class of train, at most 5,000 images in all, to validation.
     MNIST and Fashion-MNIST are folders of idx files, padded to 32x32. CIFAR-10 is a folder or a tar of its
     Python batches, or of RGB images train/CLASS/* and test/CLASS/*, the form that `folder` reads too.
+    ImageNet is a folder of images of any size, train/CLASS/* and val/CLASS/*, which is its test split here, as
+    its test labels are secret; they are decoded when they are used, to 224x224. Multi30k keeps its three splits.
 
     Raises:
         DataError: the source is unknown, or its files are missing, damaged or of another form.
@@ -91,12 +109,16 @@ def load(source: str, *, seed: int = 0) -> Data:
     if source == "digits":
         return _digits(seed)
     kind, _, place = source.partition(":")
-    if kind not in ("cifar10", "mnist", "fashion-mnist", "folder") or not place:
-        known = "digits, cifar10:PATH, mnist:PATH, fashion-mnist:PATH or folder:PATH"
+    if kind not in KINDS or not place:
+        known = f"digits, {', '.join(f'{each}:PATH' for each in KINDS[:-1])} or {KINDS[-1]}:PATH"
         raise DataError(f"unknown data source {source!r}: give {known}")
     path = Path(place).expanduser()
     if not path.exists():
         raise DataError(f"{path}: no such file or folder: give the place of the {kind} files")
+    if kind == "multi30k":
+        return _text(path)
+    if kind == "imagenet":
+        return _imagenet(path, seed)
     if kind in ("mnist", "fashion-mnist"):
         labels = DIGITS if kind == "mnist" else FASHION
         given, test = _idx_split(path, "train"), _idx_split(path, "t10k")
@@ -111,12 +133,44 @@ def load(source: str, *, seed: int = 0) -> Data:
 def _data(name: str, train: Split, validation: Split, test: Split, labels: tuple[str, ...], flip: bool) -> Data:
     # Counting grey levels is exact, and spares a float copy of all pixels.
     levels = torch.arange(256, dtype=torch.float64) / 255
-    counts = torch.stack([channel.flatten().bincount(minlength=256) for channel in train.images.unbind(1)])
+    counts = torch.stack([channel.flatten().bincount(minlength=256) for channel in train.inputs.unbind(1)])
     shares = counts / counts.sum(1, keepdim=True, dtype=torch.float64)  # (C, 256)
     mean = shares @ levels
     variance = (shares * (levels - mean[:, None]) ** 2).sum(1)
     std = variance.sqrt().clamp(min=1 / 255)  # a channel of one grey level would divide by zero
     return Data(name, train, validation, test, labels, tuple(mean.tolist()), tuple(std.tolist()), flip)
+
+
+def _text(folder: Path) -> Data:
+    corpus = load_corpus(folder)
+
+    def split(pairs: Pairs) -> Split:
+        return Split(pairs.inputs, pairs.targets)
+
+    train, validation, test = map(split, (corpus.train, corpus.validation, corpus.test))
+    return Data("multi30k", train, validation, test, corpus.words, mean=(), std=(), flip=False)
+
+
+def _imagenet(folder: Path, seed: int) -> Data:
+    labels, paths, targets = class_files(folder / "train")
+    test_labels, test_paths, test_targets = class_files(folder / "val")
+    if labels != test_labels:
+        only = ", ".join(sorted({*labels} ^ {*test_labels})[:5])
+        raise DataError(f"{folder}: train/ and val/ differ in the classes {only}: give both the same")
+    places = Split(torch.arange(len(paths)), targets)
+    kept, held = _hold_out(places, min(len(paths) // 10, 5000), seed, labels)
+
+    def files(chosen: Split, *, varied: bool) -> Split:
+        return _lazy([paths[place] for place in chosen.inputs.tolist()], chosen.targets, varied=varied, seed=seed)
+
+    train, validation = files(kept, varied=True), files(held, varied=False)
+    test = _lazy(test_paths, test_targets, varied=False, seed=seed)
+    return Data("imagenet", train, validation, test, labels, *IMAGENET_STATISTICS, flip=True)
+
+
+def _lazy(paths: list[Path], targets: Tensor, *, varied: bool, seed: int) -> Split:
+    # Its length, shape, slices and rows are a tensor's; nothing else is asked of a split's inputs.
+    return Split(cast(Tensor, ImageFiles(paths, varied=varied, seed=seed)), targets)
 
 
 def _hold_out(split: Split, count: int, seed: int, labels: tuple[str, ...]) -> tuple[Split, Split]:
@@ -233,7 +287,7 @@ def _class_folders(path: Path, files: dict[str, bytes]) -> Parts:
 
 def _decode(names: list[str], files: dict[str, bytes]) -> Tensor:
     """RGB images, (N, 3, H, W)."""
-    images = [_pixels(name, files[name]) for name in names]
+    images = [decode(name, files[name]) for name in names]
     for name, image in zip(names, images, strict=True):
         if image.shape != images[0].shape:
             size, first = ("x".join(map(str, each.shape[:0:-1])) for each in (image, images[0]))
@@ -241,27 +295,12 @@ def _decode(names: list[str], files: dict[str, bytes]) -> Tensor:
     return torch.stack(images)
 
 
-def _pixels(name: str, content: bytes) -> Tensor:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise MissingExtra("pillow", "train") from error
-    try:
-        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
-            mode, pixels = image.mode, np.array(image.convert("RGB"))  # (H, W, 3)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"image {name!r} is not a whole PNG or JPEG: replace or remove it") from error
-    if mode.startswith("I"):  # Pillow would clip 16 bits to white, not scale them
-        raise DataError(f"image {name!r} has 16 bits a pixel: convert it to 8")
-    return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
 def _batches(path: Path, files: dict[str, bytes]) -> Parts:
     found = {name.split("/")[-1]: name for name in files if BATCH.fullmatch(name)}
     if missing := [name for name in BATCHES if name not in found]:
         raise DataError(f"{path}: no {', '.join(missing)} beside {', '.join(found)}: get all six batches")
     *train, test = (_batch(path / found[name], files[found[name]]) for name in BATCHES)
-    images, targets = torch.cat([part.images for part in train]), torch.cat([part.targets for part in train])
+    images, targets = torch.cat([part.inputs for part in train]), torch.cat([part.targets for part in train])
     return CIFAR10, Split(images, targets), test
 
 

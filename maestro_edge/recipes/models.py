@@ -11,10 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maestro_edge.errors import ModelError
+from maestro_edge.recipes.hugging_face import hugging_face_model, timm_model
+from maestro_edge.recipes.pretrained import efficientnet_lite0, minilm
 
 __all__ = ["DEFAULT_MODEL", "ResNet8", "load_model", "resnet8"]
 
 DEFAULT_MODEL = "maestro_edge.recipes.models:resnet8"
+LIBRARIES = {"hf": hugging_face_model, "timm": timm_model}
+PRETRAINED = {"efficientnet-lite0": efficientnet_lite0, "minilm": minilm}
 
 
 class Block(nn.Module):
@@ -64,14 +68,24 @@ def resnet8(channels: int = 1, classes: int = 10) -> tuple[nn.Module, tuple[Tens
 def load_model(reference: str, *, channels: int, classes: int) -> nn.Module:
     """The module that `package.module:function` returns (alone, or first beside its example inputs).
 
-    `channels` and `classes` are passed where the function has such parameters.
+    `channels` and `classes` are passed where the function has such parameters. `hf:TYPE` and
+    `hf:path/config.json` make a model of transformers, `timm:NAME` one of timm, with random weights;
+    `efficientnet-lite0` and `minilm` are pretrained.
 
     Raises:
         ModelError: the reference has another form, does not import, or returns no module.
+        MissingExtra: the package that it needs is not installed.
     """
+    if reference in PRETRAINED:
+        return PRETRAINED[reference](channels=channels, classes=classes)
     module_name, separator, function_name = reference.partition(":")
     if not separator or not module_name or not function_name:
-        raise ModelError(f"{reference!r} is not a model: give package.module:function")
+        raise ModelError(
+            f"{reference!r} is not a model: give package.module:function, hf:TYPE, hf:path/config.json, "
+            f"timm:NAME, {' or '.join(PRETRAINED)}"
+        )
+    if module_name in LIBRARIES:
+        return LIBRARIES[module_name](function_name, channels=channels, classes=classes)
     try:
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maestro_edge.errors import CheckpointError
+from maestro_edge.errors import CheckpointError, DataError
 from maestro_edge.ordered import cut, trace
 from maestro_edge.recipes import data as datasets
 from maestro_edge.recipes.models import DEFAULT_MODEL, load_model
@@ -115,39 +115,52 @@ class Run:
 
     @property
     def example(self) -> tuple[Tensor, ...]:
-        """One prepared image, (1, C, H, W)."""
-        return (self.data.normalise(self.data.train.images[:1]),)
+        """One prepared image, (1, C, H, W), or row of tokens."""
+        return (self.data.normalise(self.data.train.inputs[:1]),)
 
     @property
     def labels(self) -> tuple[str, ...]:
         return self.data.labels
 
+    def require_images(self, step: str) -> None:
+        """Refuse a step that makes what an app for images reads.
+
+        Raises:
+            DataError: the data set is text.
+        """
+        if self.data.is_text:
+            raise DataError(f"{self.folder} is a run of {self.facts.data}: {step} needs a data set of images")
+
     def new_model(self) -> nn.Module:
         """The untrained dense model, the same every time."""
         torch.manual_seed(self.facts.seed)
-        channels = self.data.train.images.shape[1]
+        channels = self.data.train.inputs.shape[1]
         return load_model(self.facts.model, channels=channels, classes=len(self.labels))
 
     def calibration(self) -> list[Tensor]:
-        """Training images for BatchNorm statistics and whitening; never validation or test."""
-        images = self.data.train.images
-        chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.facts.seed))
-        return list(batches(images[chosen[:_CALIBRATION_IMAGES]], self.data.normalise, size=128))
+        """Training inputs for BatchNorm statistics and whitening; never validation or test."""
+        inputs = self.data.train.inputs
+        chosen = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(self.facts.seed))
+        return list(batches(inputs[chosen[:_CALIBRATION_IMAGES]], self.data.normalise, size=128))
 
     def train_set(self) -> TrainSet:
-        shape = self.data.train.images.shape
+        inputs = self.data.train.inputs
+
+        def varied(images: Tensor, generator: torch.Generator) -> Tensor:
+            return augment(images, generator, shift=max(1, images.shape[-1] // 10), flip=self.data.flip)
+
+        # Words stay where they are, and image files are cropped and mirrored as they are decoded.
+        as_given = self.data.is_text or not isinstance(inputs, Tensor)
         return TrainSet(
             name=self.facts.data,
-            images=self.data.train.images,
+            inputs=inputs,
             targets=self.data.train.targets,
             prepare=self.data.normalise,
-            augment=lambda images, generator: augment(
-                images, generator, shift=max(1, shape[-1] // 10), flip=self.data.flip
-            ),
+            augment=None if as_given else varied,
         )
 
     def score(self, model: nn.Module, split: datasets.Split) -> Score:
-        return evaluate(model, split.images, split.targets, self.data.normalise)
+        return evaluate(model, split.inputs, split.targets, self.data.normalise)
 
     def load(self, name: str) -> nn.Module:
         """The model of the checkpoint `dense` or `ordered`.

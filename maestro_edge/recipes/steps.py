@@ -5,24 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from maestro_edge.bundling import bundle
 from maestro_edge.devices import Device
 from maestro_edge.errors import CheckpointError, TableError
-from maestro_edge.ordered import cut, order
+from maestro_edge.ordered import cut, order, ordered_layers, trace
 from maestro_edge.planning import measure_sensitivity, plan
 from maestro_edge.profiling import measure_networks, profile
 from maestro_edge.recipes.run import Progress, Run
 from maestro_edge.reporting import write_report
 from maestro_edge.runtimes import MeasuringProtocol, Runtime, load, package_version
-from maestro_edge.training import Score, TrainSettings, recalibrate, save_checkpoint, train
+from maestro_edge.training import (
+    Score,
+    TrainSettings,
+    load_checkpoint,
+    recalibrate,
+    restore_model,
+    save_checkpoint,
+    start_tracking,
+    train,
+)
 from maestro_edge.values import LatencyTable, Manifest, RankPlan, Sensitivity
 
 __all__ = [
     "PredictionCheck",
+    "Trained",
     "bundle_run",
     "check_prediction",
     "load_runtimes",
@@ -32,10 +42,12 @@ __all__ = [
     "report_run",
     "require_report",
     "sensitivity_of",
+    "train_recipe",
     "train_run",
 ]
 
 _SENSITIVITY_IMAGES = 512
+_SENSITIVITY_PAIRS = 64  # each has L targets, and L x 9,483 logits
 
 
 def train_run(
@@ -44,6 +56,7 @@ def train_run(
     dense: TrainSettings | None,
     nested: TrainSettings,
     weights: Path | None = None,
+    table: LatencyTable | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Score]:
     """Train dense, order with the whitened start, train nested; returns validation scores of both.
@@ -81,11 +94,75 @@ def train_run(
         name=run.facts.model,
         folder=run.folder / "ordered",
         rebuild=run.new_model,
+        table=table,
         progress=_reporting(progress, "nested training"),
     )
     full = recalibrate(cut(ordered, {}), run.calibration())
     scores["ordered"] = run.score(full, run.data.validation)
     return scores
+
+
+class Trained(NamedTuple):
+    """What one recipe's run came to on validation data; sizes are of the network cut to the ranks it learned."""
+
+    score: Score
+    dense: Score | None
+    params: int
+    macs: int
+    ranks: dict[str, int]
+
+
+def train_recipe(
+    run: Run,
+    settings: TrainSettings,
+    *,
+    ordered: bool = True,
+    table: LatencyTable | None = None,
+    tracker: str | None = None,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train a recipe in one run: dense for the settings' share, then ordered in place, down to their target.
+
+    Without a dense share the layers are ordered before the first step, as in the paper; not `ordered`, the
+    network is trained as it is. The dense part's network, which stopped at the learning rate of the turn, is
+    kept as the run's `dense`.
+    """
+    folder = run.folder / ("ordered" if ordered else "dense")
+    model = run.new_model()
+    if ordered and not settings.dense_share:
+        model = order(model)
+    accelerator = _tracking(tracker, run.folder)
+    model, _ = train(
+        model,
+        run.train_set(),
+        settings,
+        name=run.facts.model,
+        folder=folder,
+        rebuild=run.new_model,
+        table=table,
+        accelerator=accelerator,
+        progress=_reporting(progress, run.facts.model.rpartition(":")[2]),
+    )
+    if accelerator is not None:
+        accelerator.end_training()
+    warm_up, dense = folder / "dense", None
+    if (warm_up / "checkpoint.json").exists():
+        checkpoint, tensors = load_checkpoint(warm_up)
+        rival = restore_model(run.new_model(), checkpoint, tensors)
+        dense = run.score(rival, run.data.validation)
+        _save_dense(run, rival)
+    ranks = {name: layer.rank for name, layer in ordered_layers(model).items()}
+    small = recalibrate(cut(model, ranks), run.calibration()) if ranks else model
+    network = trace(small, run.example)
+    return Trained(run.score(small, run.data.validation), dense, network.params({}), network.macs({}), ranks)
+
+
+def _tracking(tracker: str | None, folder: Path) -> Any:
+    """An accelerator that logs to `tracker`; None leaves the choice to train()."""
+    if tracker is None:
+        return None
+    package_version(tracker, tracker)
+    return start_tracking(tracker, folder)
 
 
 def _reporting(progress: Progress | None, what: str) -> Callable[[int, int, float], None] | None:
@@ -203,14 +280,15 @@ def load_table(run: Run, runtime: Runtime, device: Device, *, profiles: Path, th
 
 
 def sensitivity_of(run: Run, tables: Sequence[LatencyTable], *, progress: Progress | None = None) -> Sensitivity:
-    """Loss of each layer at each rank of `tables` on validation images; what was evaluated before is kept."""
+    """Loss of each layer at each rank of `tables` on validation inputs; what was evaluated before is kept."""
     validation = run.data.validation
+    count = _SENSITIVITY_PAIRS if run.data.is_text else _SENSITIVITY_IMAGES
     return measure_sensitivity(
         run.ordered,
         run.network,
         tables,
-        run.data.normalise(validation.images[:_SENSITIVITY_IMAGES]),
-        validation.targets[:_SENSITIVITY_IMAGES],
+        run.data.normalise(validation.inputs[:count]),
+        validation.targets[:count],
         path=run.folder / "sensitivity.json",
         progress=progress,
     )
@@ -227,14 +305,24 @@ def plan_run(
 
 
 def bundle_run(run: Run, folder: Path | None = None) -> Path:
-    """The app's folder, from the exported files and their manifest."""
+    """The app's folder, from the exported files and their manifest.
+
+    Raises:
+        DataError: the run is of text, which no app takes.
+    """
+    run.require_images("bundle")
     manifest = Manifest.load(run.manifest_path)
     files = {variant.file: run.folder / "files" / variant.file for variant in manifest.variants}
     return bundle(folder or run.folder / "bundle", manifest, files)
 
 
 def report_run(run: Run, tables: Sequence[LatencyTable]) -> Path:
-    """The report page of what is in the run folder."""
+    """The report page of what is in the run folder.
+
+    Raises:
+        DataError: the run is of text, which has no exported variants to report.
+    """
+    run.require_images("report")
     manifest = Manifest.load(run.manifest_path)
     return write_report(run.folder / "report.html", manifest=manifest, plans=run.plans(), tables=tables)
 

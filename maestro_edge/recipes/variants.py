@@ -49,8 +49,10 @@ def export_run(
 
     Raises:
         BudgetError: there are no plans.
+        DataError: the run is of text: a manifest tells an app how to feed images.
         ExportError: a file cannot be made, or does not compute what the model does.
     """
+    run.require_images("export")
     plans = run.plans()
     if not plans:
         raise BudgetError(f"{run.folder} has no plans: run 'maestro-edge plan {run.folder} --budget-ms …'")
@@ -88,7 +90,7 @@ def export_variant(run: Run, runtime: Runtime, item: RankPlan | None) -> Variant
             return done.variant
     ranks = {} if item is None else item.ranks
     model = run.dense if item is None else run.variant(ranks)
-    samples = run.data.normalise(run.data.validation.images[:_GATE_SAMPLES])
+    samples = run.data.normalise(run.data.validation.inputs[:_GATE_SAMPLES])
     agreement: Agreement = export(model, samples, path, runtime)
     timed = item is not None and item.runtime == runtime.name
     variant = Variant(
