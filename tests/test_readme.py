@@ -126,6 +126,24 @@ def test_the_table_is_that_of_the_committed_results() -> None:
         assert f"{100 * check['mape']:.1f} %" in README
 
 
+def test_the_nested_accuracies_are_those_of_the_committed_results() -> None:
+    """Fashion-MNIST at a quarter of the dense multiply-accumulates, and dense."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "nested_accuracy.json").read_text())["summary"][
+        "fashion"
+    ]
+    quarter = {way: row["macs"][3] for way, row in found.items() if way != "seeds"}
+
+    text = " ".join(README.split())
+    assert f"keeps {quarter['alternating + chain']:.1f} % (dense: {found['dense + SVD']['macs'][0]:.1f} %)" in text
+    assert (
+        f"SVD keeps {quarter['dense + SVD']:.1f} %, the whitened one {quarter['dense + whitened SVD']:.1f} %"
+        in text
+    )
+    pairs = quarter["Maestro's pairs"]
+    assert f"sampler {pairs:.1f} %" in text
+    assert f"idea {quarter['FlexRank-like chain']:.1f} %" in text
+
+
 def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
     """At most 120 lines; every relative link is a file."""
     links = re.findall(r"\]\((?!http)([^)#]+)\)", README)

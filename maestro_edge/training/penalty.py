@@ -76,7 +76,8 @@ def shrink_towards_zero(
 def _squares(factor: Tensor) -> Tensor:
     """(r,) squared norm of each component."""
     # A norm first: squares in double would copy the whole factor, 16 % of a small batch's step on ResNet-18.
-    return torch.linalg.vector_norm(factor.detach().flatten(1), dim=1).double().square()
+    norms: Tensor = torch.linalg.vector_norm(factor.detach().flatten(1), dim=1)
+    return norms.double().square()
 
 
 def _thresholds(squares: list[float], step: float) -> list[float]:
