@@ -483,7 +483,7 @@ def test_a_recipe_trains_and_lands_on_its_target(tmp_path: Path) -> None:
 )
 def test_wrong_trainings_are_refused_in_one_line(tmp_path: Path, argv: tuple[str, ...], message: str) -> None:
     """Before any step of training."""
-    write_mnist(tmp_path / "mnist", 64)
+    write_mnist(tmp_path / "mnist", 600)
 
     done = maestro("train", *argv, folder=tmp_path)
 
