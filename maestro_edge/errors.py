@@ -9,6 +9,7 @@ MaestroError
 ├── BudgetError       a budget that is not a time, or that no plan can keep
 ├── ExportError       a file that could not be written, or that computes something else than the model
 ├── DeviceError       a device that is not there, or a command on it that failed
+│   └── RunnerError   the device answers, but its runtime could not do a job
 └── MissingExtra      an optional package that is not installed
 
 Each message is one line: what happened, with the values, and what to do.
@@ -25,6 +26,7 @@ __all__ = [
     "MaestroError",
     "MissingExtra",
     "ModelError",
+    "RunnerError",
     "TableError",
     "TrainingError",
 ]
@@ -64,6 +66,10 @@ class ExportError(MaestroError):
 
 class DeviceError(MaestroError):
     """A device is not there, or a command on it failed."""
+
+
+class RunnerError(DeviceError):
+    """The runner ran on the device and answered that its runtime could not do the job."""
 
 
 class MissingExtra(MaestroError):  # noqa: N818 - reads as what it is

@@ -1,15 +1,22 @@
-"""What test_distributed.py starts in several processes: one training, its checkpoint in the folder argv[1]."""
+"""What test_distributed.py starts in several processes: train() with its checkpoint in argv[1], or FSDP."""
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
-from maestro_edge.ordered import order
-from maestro_edge.training import Target, TrainSettings, train
+from maestro_edge.errors import TrainingError
+from maestro_edge.ordered import order, ordered_layers
+from maestro_edge.training import Ordering, Target, TrainSettings, train
 from tests.conftest import tiny_data
 
 SETTINGS = TrainSettings(
@@ -53,6 +60,49 @@ def run(folder: Path | None, *, accumulate: int = 1, **options: object) -> nn.Mo
     return model
 
 
+def own_loop(rank: int = 0, world: int = 1) -> tuple[list[float], str]:
+    """Mean losses of an own loop, and why a penalty is refused; several processes shard the parameters (FSDP)."""
+    torch.manual_seed(0)
+    model, data, losses, refusal = order(Plain()), tiny_data(), [], ""
+    if world > 1:
+        mesh = init_device_mesh("cpu", (world,))
+        for layer in ordered_layers(model).values():
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    ordering = Ordering(model, optimizer)
+    for step in range(8):
+        chosen = torch.arange(8 * step, 8 * step + 8)[rank::world]
+        inputs, targets = data.prepare(data.inputs[chosen]), data.targets[chosen]
+        optimizer.zero_grad()
+        loss = ordering.backward(partial(model, inputs), partial(F.cross_entropy, target=targets))
+        optimizer.step()
+        ordering.update()
+        losses.append(loss)
+    try:
+        Ordering(model, optimizer, penalty=0.001)
+    except TrainingError as error:
+        refusal = str(error)
+    return losses, refusal
+
+
+def sharded(path: Path) -> None:
+    """Write to `path` what own_loop() says on two processes: losses over both, and the refusal."""
+    distributed.init_process_group("gloo")
+    losses, refusal = own_loop(distributed.get_rank(), distributed.get_world_size())
+    total = torch.tensor(losses)
+    distributed.all_reduce(total)
+    if distributed.get_rank() == 0:
+        path.write_text(json.dumps([(total / distributed.get_world_size()).tolist(), refusal]))
+    distributed.barrier()
+    sys.stderr.flush()
+    # All is written. Gloo's and FSDP's threads now and then abort the interpreter's own end (SIGABRT).
+    os._exit(0)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    run(Path(sys.argv[1]))
+    if sys.argv[1] == "sharded":
+        sharded(Path(sys.argv[2]))
+    else:
+        run(Path(sys.argv[1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,9 +14,10 @@ import pytest
 import torch
 from torch import nn
 
+from maestro_edge.errors import TrainingError
 from maestro_edge.ordered import ordered_layers
 from maestro_edge.training import load_checkpoint, restore_model
-from tests.distributed_job import Plain, run
+from tests.distributed_job import Plain, own_loop, run
 
 ROOT = Path(__file__).parents[1]
 JOB = [sys.executable, "-W", "ignore", "-m", "tests.distributed_job"]
@@ -35,12 +37,10 @@ def assert_equal(found: nn.Module, wanted: nn.Module) -> None:
         torch.testing.assert_close(state[name], value, atol=2e-5, rtol=1e-4)
 
 
-def test_two_processes_train_what_one_does(tmp_path: Path, alone: nn.Module) -> None:
-    """Under torchrun with gloo: same batches, same ranks, same shrinking, and so the same weights."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-
-    done = subprocess.run(
-        [*command, "-m", "tests.distributed_job", str(tmp_path)],
+def torchrun(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return subprocess.run(
+        [*command, "-m", "tests.distributed_job", *arguments],
         env=ENVIRONMENT,
         cwd=ROOT,
         capture_output=True,
@@ -49,12 +49,41 @@ def test_two_processes_train_what_one_does(tmp_path: Path, alone: nn.Module) -> 
         check=False,
     )
 
-    assert done.returncode == 0, done.stderr[-2000:]
+
+def test_two_processes_train_what_one_does(tmp_path: Path, alone: nn.Module) -> None:
+    """Under torchrun with gloo: same batches, same ranks, same shrinking, and so the same weights."""
+    done = torchrun(2, str(tmp_path))
+
+    assert done.returncode == 0, done.stderr[:4000]
     found = restore_model(Plain(), *load_checkpoint(tmp_path))
     ranks = {name: layer.rank for name, layer in ordered_layers(found).items()}
     assert ranks == {name: layer.rank for name, layer in ordered_layers(alone).items()}
     assert min(ranks.values()) < 60
     assert_equal(found, alone)
+
+
+def test_sharded_factors_train_alike_and_are_not_penalised(tmp_path: Path) -> None:
+    """FSDP: an own loop on two processes is the one on whole parameters; what needs those is refused."""
+    path = tmp_path / "sharded.json"
+
+    done = torchrun(2, "sharded", str(path))
+
+    assert done.returncode == 0, done.stderr[:4000]
+    losses, refusal = json.loads(path.read_text())
+    alone, accepted = own_loop()
+    assert losses == pytest.approx(alone, rel=1e-4)
+    assert "the factors of 'hidden1' are sharded (FSDP)" in refusal
+    assert accepted == ""
+
+
+def test_train_refuses_fsdp_before_any_step() -> None:
+    """Its shrinking slices whole parameters; the accelerator is asked, as torchrun would have set it up."""
+
+    class Sharded:
+        distributed_type = "DistributedType.FSDP"
+
+    with pytest.raises(TrainingError, match="FSDP shards them: use DDP"):
+        run(None, accelerator=Sharded())
 
 
 @pytest.mark.parametrize("accumulate", [2, 4])

@@ -44,7 +44,7 @@ class TrainSettings(Value):
     then its layers are ordered in place, from the activation-whitened SVD, and the rest of the epochs trains the
     ranks, from the learning rate where that cosine stands. `penalty` is λ of the
     group lasso, chosen by hand; `target` moves it so that the network lands on a size. A step's batch is split
-    into `accumulate` micro-batches, and among the processes.
+    into `accumulate` micro-batches, and among the processes. `bf16` autocasts; None does where that is faster.
     """
 
     epochs: PositiveInt = 10
@@ -64,7 +64,7 @@ class TrainSettings(Value):
     shrink_below: NonNegativeFloat = 1e-7
     target: Target | None = None
     accumulate: PositiveInt = 1
-    bf16: bool = True
+    bf16: bool | None = None
     seed: int = 0
 
 
@@ -256,6 +256,11 @@ class _Run:
         self.data, self.settings, self.name, self.folder = data, settings, name, folder
         self.accelerator, self.sampler, self.table = accelerator, sampler, table
         self.save_every_s, self.saved_at = save_every_s, time.monotonic()
+        if "FSDP" in str(accelerator.distributed_type):
+            raise TrainingError(
+                "train() slices whole parameters, FSDP shards them: use DDP, or Ordering in your own loop after "
+                "fully_shard(), without penalty and target"
+            )
         self.parts = accelerator.num_processes * settings.accumulate
         if settings.batch_size % self.parts:
             raise TrainingError(
@@ -422,7 +427,8 @@ class _Run:
         if self.accelerator.mixed_precision != "no":
             brought: AbstractContextManager[Any] = self.accelerator.autocast()
             return brought
-        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.settings.bf16)
+        device, asked = self.accelerator.device.type, self.settings.bf16
+        return torch.autocast(device, torch.bfloat16, enabled=bf16_is_fast(device) if asked is None else asked)
 
     def _summed(self, loss: float) -> float:
         if self.accelerator.num_processes == 1:
@@ -498,6 +504,16 @@ class _Run:
         self.epoch, self.step = saved["epoch"], saved["step"]
         self.loss_sum, self.seconds = saved["loss_sum"], saved["seconds"]
         self.history = [Epoch.model_validate(line) for line in saved["history"]]
+
+
+def bf16_is_fast(device: str) -> bool:
+    """Whether `TrainSettings.bf16` left open means bfloat16 on a device of this type ("cpu", "cuda", …).
+
+    Without AVX-512, torch computes it in loops that are many times slower than fp32.
+    """
+    if device == "cpu":
+        return torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return device != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:

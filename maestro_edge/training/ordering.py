@@ -68,7 +68,7 @@ class Ordering:
         seed: int = 0,
     ) -> None:
         self.model, self.optimizer = model, optimizer
-        _check(model, optimizer)
+        _check(model, optimizer, whole=target is not None or penalty > 0)
         self.sampler = make_sampler(sampler) if isinstance(sampler, str) else sampler
         self.penalty, self.penalty_form, self.shrink_below = penalty, penalty_form, shrink_below
         self.generator = torch.Generator().manual_seed(seed)
@@ -283,7 +283,7 @@ class Ordering:
             self.controller.factor = state["factor"]
 
 
-def _check(model: nn.Module, optimizer: Optimizer) -> None:
+def _check(model: nn.Module, optimizer: Optimizer, *, whole: bool) -> None:
     layers = ordered_layers(model)
     if not layers:
         raise TrainingError("the model has no ordered layer: call order(model) first")
@@ -296,6 +296,11 @@ def _check(model: nn.Module, optimizer: Optimizer) -> None:
             )
         if id(layer.u) not in held or id(layer.v) not in held:
             raise TrainingError(f"the optimizer does not hold the factors of {name!r}: make it after order()")
+        if whole and hasattr(layer.u, "full_tensor"):
+            raise TrainingError(
+                f"the factors of {name!r} are sharded (FSDP), a penalty or target needs whole ones: train with "
+                "DDP, or without both"
+            )
 
 
 def _run(forward: Callable[[], Tensor]) -> Tensor:
