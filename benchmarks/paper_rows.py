@@ -1,11 +1,17 @@
-"""The paper's LeNet on MNIST in full: what its λ grid finds, and one run that is told the size instead.
+"""The paper's rows: LeNet on MNIST over its λ grid, and ResNet-18 on CIFAR-10 cut without retraining.
 
-    python -m benchmarks.paper_rows DATA_FOLDER [--seeds 0 1 2]
+    python -m benchmarks.paper_rows DATA_FOLDER [--rows lenet resnet18] [--seeds 0 1 2]
 
-Writes results/paper_rows.json after every seed; what is there already is kept. One thread. For each λ of the grid:
-the paper's method (one (layer, rank) pair a step, raw λ, from scratch) trains ten epochs and finds ranks. Its
-parameters are then the target of one run of ours, of as many epochs, without a λ; and, as a control of the same
-cost, nine dense epochs are cut by SVD to the ranks that the paper's method found and trained for one more.
+Writes results/paper_rows.json and .png as results come; what is there already is kept. One thread.
+
+LeNet, for each λ of the grid: the paper's method (one (layer, rank) pair a step, raw λ, from scratch) trains ten
+epochs and finds ranks. Its parameters are then the target of one run of ours, of as many epochs, without a λ; and,
+as a control of the same cost, nine dense epochs are cut by SVD to the ranks that the paper's method found and
+trained for one more.
+
+ResNet-18, once (seed 0), on a part of the training images: dense (ordered after training by the whitened SVD), the
+paper's method and ours are trained for the same cost; each is cut to three sizes without retraining, and each cut
+network is polished for one epoch.
 """
 
 from __future__ import annotations
@@ -22,7 +28,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.nested_accuracy import RESULTS, TASKS, Trial
+from benchmarks.nested_accuracy import DENSE_SHARE, RESULTS, TASKS, Task, Trial
 from maestro_edge.devices import LocalDevice
 from maestro_edge.ordered import cut, order, ordered_layers
 from maestro_edge.training import Target, TrainSettings
@@ -32,6 +38,16 @@ from maestro_edge.values import write_atomically
 GRID = (1e-2, 3e-2, 1e-1)
 TASK = dataclasses.replace(TASKS["mnist"], test=10_000)
 WAYS = ("paper", "ours", "control")
+
+GMACS = (0.39, 0.22, 0.1)
+RESNET18 = Task(
+    "maestro_edge.recipes.vision:resnet18",
+    "cifar10:{}/cifar10-jpeg.tar",
+    TrainSettings(epochs=8, batch_size=128, lr=0.1),
+    train=10_000,
+    sensitivity=128,
+)
+RESNET18_WAYS = ("dense", "paper", "ours")
 
 
 def where(name: str, module: nn.Module) -> bool:
@@ -116,30 +132,109 @@ def summary(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return lines
 
 
+def resnet18(trial: Trial, way: str) -> dict[str, Any]:
+    """One training, its cuts to GMACS without retraining, and those after an epoch of polish."""
+    settings = trial.settings
+    if way == "dense":
+        dense, seconds = trial.train(trial.new_model(), settings)
+        model, epochs = order(dense, calibration=trial.calibration), float(settings.epochs)
+    elif way == "paper":
+        ratio = trial.step_ratios({"pairs": "pairs"})["pairs"]
+        paper = _paper(settings, 16e-6).model_copy(update={"epochs": max(1, round(settings.epochs / ratio))})
+        model, seconds = trial.train(order(trial.new_model().eval()), paper)
+        epochs = float(paper.epochs)
+    else:
+        ratio = trial.step_ratios({"alternating": "alternating"})["alternating"]
+        first, second = split(settings.model_copy(update={"dense_share": DENSE_SHARE})) or (settings, settings)
+        second = second.model_copy(update={"epochs": max(1, round((settings.epochs - first.epochs) / ratio))})
+        warm, warm_s = trial.train(trial.new_model(), first)
+        model, seconds = trial.train(order(warm, calibration=trial.calibration), second)
+        epochs, seconds = float(first.epochs + second.epochs), warm_s + seconds
+    network = trial.network(model)
+    whole = {"top1": trial.score(model, {}), "epochs": epochs, "seconds": round(seconds, 1)}
+    plans = trial.plans(model, [gmacs * 1e9 / network.macs({}) for gmacs in GMACS])
+    polish = settings.model_copy(update={"epochs": 1, "lr": 0.2 * settings.lr, "warmup_epochs": 0.1})
+    cuts = []
+    for gmacs, plan in zip(GMACS, plans, strict=True):
+        line = {"gmacs": gmacs, "reached": round(network.macs(plan) / 1e9, 4), "params": network.params(plan)}
+        polished, polish_s = trial.train(cut(model, plan), polish)
+        cuts.append({**line, "top1": trial.score(model, plan), "polished": trial.score(polished, {})})
+        cuts[-1]["polish_s"] = round(polish_s, 1)
+        print(way, json.dumps(cuts[-1]), flush=True)
+    return {"whole": whole, "gmacs_dense": round(network.macs({}) / 1e9, 4), "cuts": cuts}
+
+
+def draw(result: Mapping[str, Any], path: Path) -> None:
+    """LeNet's accuracy against its parameters, and ResNet-18's against its MACs before and after polish."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9.6, 3.8))
+    names = {"paper": "paper's λ grid", "ours": "ours, told that size", "control": "dense, SVD, one epoch"}
+    for way, label in names.items():
+        rows = [line[way] for line in result.get("summary", [])]
+        sd = [row["top1_sd"] or 0.0 for row in rows]
+        left.errorbar([row["params"] for row in rows], [row["top1"] for row in rows], sd, label=label, marker="o")
+    left.set_title(f"LeNet on MNIST, {len(result.get('trials', []))} seeds")
+    left.set_xlabel("parameters")
+    for index, way in enumerate(RESNET18_WAYS):
+        found = result.get("resnet18", {}).get(way)
+        if found is None:
+            continue
+        gmacs = [found["gmacs_dense"], *(cut["reached"] for cut in found["cuts"])]
+        for kind, style in (("top1", "o--"), ("polished", "o-")):
+            scores = [found["whole"]["top1"], *(cut[kind] for cut in found["cuts"])]
+            label = f"{way}, {'polished' if kind == 'polished' else 'not retrained'}"
+            right.plot(gmacs, scores, style, color=f"C{index}", label=label)
+    right.set_title(f"ResNet-18 on {RESNET18.train:,} images of CIFAR-10")
+    right.set_xlabel("GMACs")
+    for axes in (left, right):
+        axes.set_ylabel("test top-1 %")
+        axes.legend(fontsize=8)
+        axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--rows", nargs="+", default=["lenet", "resnet18"], choices=["lenet", "resnet18"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of LeNet")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     torch.set_num_threads(1)
     path = given.out / "paper_rows.json"
-    trials: list[dict[str, Any]] = json.loads(path.read_text())["trials"] if path.exists() else []
-    for seed in given.seeds:
-        if any(trial["seed"] == seed for trial in trials):
-            continue
-        trials.append(run(given.data, seed))
-        result = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "device": LocalDevice().facts().model_dump(),
-            "torch": torch.__version__,
-            "threads": 1,
-            "settings": TASK.settings.model_dump(),
-            "dense": [trial["dense"] for trial in trials],
-            "summary": summary(trials),
-            "trials": trials,
-        }
+    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    def save() -> None:
+        result["date"] = datetime.now(UTC).isoformat(timespec="seconds")
+        result["device"] = LocalDevice().facts().model_dump()
+        result["torch"], result["threads"] = torch.__version__, 1
         write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
+        draw(result, given.out / "paper_rows.png")
+
+    if "lenet" in given.rows:
+        trials = result.setdefault("trials", [])
+        for seed in given.seeds:
+            if any(trial["seed"] == seed for trial in trials):
+                continue
+            trials.append(run(given.data, seed))
+            result["settings"] = TASK.settings.model_dump()
+            result["dense"] = [trial["dense"] for trial in trials]
+            result["summary"] = summary(trials)
+            save()
+    if "resnet18" in given.rows:
+        found = result.setdefault(
+            "resnet18", {"train": RESNET18.train, "settings": RESNET18.settings.model_dump()}
+        )
+        trial = Trial("cifar10", RESNET18, given.data, seed=0)
+        for way in RESNET18_WAYS:
+            if way not in found:
+                found[way] = resnet18(trial, way)
+                save()
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from maestro_edge.values import Network, Sensitivity, write_atomically
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "resnet20": (resnet20, 128),
-    "resnet18": (resnet18, 32),
+    "resnet18": (resnet18, 128),
 }
 SAMPLERS: tuple[SamplerName, ...] = ("alternating", "sandwich", "shared", "independent", "pairs")
 STEPS = 4
