@@ -7,20 +7,24 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from maestro_edge.errors import BudgetError, DataError, TableError
 
 __all__ = [
     "DENSE",
+    "NOT_TOLD",
+    "Alone",
     "Calibration",
     "DeviceFacts",
+    "Estimate",
     "InputSpec",
     "LatencyRow",
     "LatencyTable",
@@ -30,12 +34,15 @@ __all__ = [
     "Manifest",
     "MeasuredMs",
     "Network",
+    "NetworkRow",
     "NetworkTiming",
+    "OperatorRow",
     "Precision",
     "Rank",
     "RankPlan",
     "Sensitivity",
     "Source",
+    "Stated",
     "Timing",
     "Totals",
     "Value",
@@ -47,8 +54,14 @@ __all__ = [
 DENSE: Final = "dense"
 """The option that leaves a layer as it was: one stock layer."""
 
+NOT_TOLD: Final = "not told"
+"""What stands where an imported file says nothing, and a text has to stand."""
+
 Rank = PositiveInt | Literal["dense"]
-Precision = Literal["fp32"]
+Precision = Literal["fp32", "int8-dynamic", "int8-static"]
+"""Of weights and arithmetic; a file's inputs and outputs are floats in all. In int8-dynamic activations get their
+scales while the network runs, in int8-static from samples when it is exported."""
+
 Source = Literal["measured", "imported", "modelled"]
 Milliseconds = Annotated[float, Field(gt=0)]
 Pair = tuple[int, int]
@@ -58,6 +71,13 @@ class Value(BaseModel):
     """A frozen value: unknown fields, NaN and infinity are refused when it is made."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy whose cached properties are worked out anew: pydantic would copy them too."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name in set(vars(copied)) - set(type(self).model_fields):
+            del vars(copied)[name]
+        return copied
 
 
 class Saved(Value):
@@ -93,7 +113,9 @@ class Saved(Value):
             return cls.model_validate(raw)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "top level"
+            # Pydantic also names the branch of a union, which no file holds.
+            places = [str(place) for place in first["loc"] if place not in ("Timing", "Stated", "Estimate")]
+            where = ".".join(places) or "top level"
             raise TableError(f"{path}: not a valid {kind}: {where}: {first['msg']}") from error
 
 
@@ -300,11 +322,20 @@ class DeviceFacts(Value):
     name: str
     soc: str
     arch: str
-    cores: PositiveInt
+    cores: PositiveInt | None
     os: str
+    build: str | None = Field(default=None, description="of a phone's or board's system image")
     memory_gib: float | None = None
     governor: str | None = None
+    core_mhz: tuple[PositiveInt, ...] = Field(default=(), description="maximum of each core")
     temperature_c: float | None = None
+    throttled: bool | None = None
+
+    @property
+    def big_cores(self) -> tuple[int, ...]:
+        """The cores that share the highest maximum frequency; none where that is not known."""
+        top = max(self.core_mhz, default=0)
+        return tuple(core for core, mhz in enumerate(self.core_mhz) if mhz == top)
 
 
 class Timing(Value):
@@ -315,9 +346,10 @@ class Timing(Value):
     p90_ms: float = Field(ge=0)
     spread: float = Field(ge=0, description="interquartile range over median")
     samples_ms: tuple[float, ...]
+    disturbed: bool = Field(default=False, description="other programs kept the device busy meanwhile")
 
     @classmethod
-    def of(cls, samples_ms: Sequence[float]) -> Self:
+    def of(cls, samples_ms: Sequence[float], *, disturbed: bool = False) -> Self:
         """Summarise raw samples; at least two are needed for a spread."""
         if len(samples_ms) < 2:
             raise TableError(f"{len(samples_ms)} sample(s) are no measurement: take at least 2")
@@ -330,20 +362,93 @@ class Timing(Value):
             p90_ms=p90,
             spread=max(0.0, high - low) / middle if middle > 0 else 0.0,
             samples_ms=tuple(round(sample, 6) for sample in samples_ms),
+            disturbed=disturbed,
         )
 
 
+class Stated(Value):
+    """The one number that a file from elsewhere tells instead of samples; None is what it does not tell."""
+
+    ms: float = Field(ge=0)
+    statistic: Literal["mean", "median", "not told"]
+    n: PositiveInt | None = None
+    std_ms: float | None = Field(default=None, ge=0)
+
+
+class Estimate(Value):
+    """What a model expects, and the interval that holds the measured time as often as `coverage` says."""
+
+    ms: float = Field(gt=0)
+    low_ms: float = Field(gt=0)
+    high_ms: float = Field(gt=0)
+    coverage: float = Field(gt=0, lt=1)
+
+
 class LatencyRow(Value):
-    """One layer spec at one rank, timed on the device."""
+    """One layer spec at one rank: timed on the device, taken from a file, or estimated."""
 
     spec: LayerSpec
     rank: Rank
-    method: Literal["in-model", "probe"]
-    timing: Timing
+    method: Literal["in-model", "probe", "imported", "modelled"]
+    timing: Timing | Stated | Estimate
+
+    @model_validator(mode="after")
+    def _method_fits(self) -> Self:
+        kinds = {"imported": (Timing, Stated), "modelled": (Estimate,)}
+        if not isinstance(self.timing, kinds.get(self.method, (Timing,))):
+            raise ValueError(f"a row that is {self.method} cannot hold a {type(self.timing).__name__}")
+        return self
 
     @property
     def ms(self) -> float:
-        return self.timing.median_ms
+        return self.timing.median_ms if isinstance(self.timing, Timing) else self.timing.ms
+
+    @property
+    def samples_ms(self) -> tuple[float, ...]:
+        """Raw samples; none of a row that was imported as one number, or estimated."""
+        return self.timing.samples_ms if isinstance(self.timing, Timing) else ()
+
+    @property
+    def spread(self) -> float | None:
+        """Interquartile range over median; None where there are no samples."""
+        return self.timing.spread if isinstance(self.timing, Timing) else None
+
+
+class OperatorRow(Value):
+    """An operator that another tool timed in a network: it trains a predictor, and no plan reads it."""
+
+    network: str
+    name: str
+    kind: str
+    features: dict[str, float] | None = Field(default=None, description="None where the file tells no shapes")
+    timing: Timing | Stated
+
+    @property
+    def ms(self) -> float:
+        return self.timing.median_ms if isinstance(self.timing, Timing) else self.timing.ms
+
+
+class NetworkRow(Value):
+    """A whole network that another tool timed, of which no layers are known."""
+
+    network: str
+    timing: Timing | Stated
+
+    @property
+    def ms(self) -> float:
+        return self.timing.median_ms if isinstance(self.timing, Timing) else self.timing.ms
+
+
+class Alone(Value):
+    """A file run alone in a process of its own: cold start, the process's peak memory, energy of one run.
+
+    Memory holds the runtime too; energy is the whole device's, None where it cannot be read.
+    """
+
+    load_ms: float = Field(ge=0)
+    first_ms: float = Field(ge=0)
+    peak_kib: PositiveInt | None = None
+    energy_mj: float | None = Field(default=None, ge=0)
 
 
 class NetworkTiming(Value):
@@ -352,6 +457,7 @@ class NetworkTiming(Value):
     ranks: dict[str, Rank]
     layers_ms: float
     timing: Timing
+    alone: Alone | None = None
 
 
 class Calibration(Value):
@@ -372,18 +478,39 @@ class Calibration(Value):
         return self.slope * (self.rest_ms + layers_ms) + self.intercept_ms
 
 
+DOUBTFUL_ERROR = 0.05
+"""Leave-one-out error of a calibration above which a plan says so."""
+
+
 class LatencyTable(Saved):
-    """Measured milliseconds per layer on one device, runtime, version, precision and number of threads."""
+    """Milliseconds per layer on one device, runtime, version, precision and number of threads.
+
+    The source is that of its weakest row: one that is modelled makes the table modelled, and its file's name
+    says so. `threads` is None where an imported file does not tell them.
+    """
 
     source: Source
     device: DeviceFacts
     runtime: str
     runtime_version: str
     precision: Precision
-    threads: PositiveInt
+    threads: PositiveInt | None
     created: str
     rows: tuple[LatencyRow, ...]
     calibrations: tuple[Calibration, ...] = ()
+    runner_sha256: str | None = Field(default=None, description="of the native runner; None where Python measured")
+    rank_step: PositiveInt | None = Field(default=None, description="found on the device; None where assumed")
+    operators: tuple[OperatorRow, ...] = ()
+    networks: tuple[NetworkRow, ...] = ()
+
+    @model_validator(mode="after")
+    def _source_fits(self) -> Self:
+        methods = {row.method for row in self.rows}
+        if "modelled" in methods and self.source != "modelled":
+            raise ValueError(f"a table with modelled rows is modelled, not {self.source}")
+        if self.source == "measured" and ("imported" in methods or self.operators or self.networks):
+            raise ValueError("a table with imported rows is imported, not measured")
+        return self
 
     @property
     def title(self) -> str:
@@ -391,7 +518,17 @@ class LatencyTable(Saved):
 
     @property
     def file_name(self) -> str:
-        return f"{self.device.name}.{self.runtime}-{self.runtime_version}.{self.precision}-t{self.threads}.json"
+        threads = "" if self.threads is None else f"-t{self.threads}"
+        source = "" if self.source == "measured" else f".{self.source}"
+        stem = f"{self.device.name}.{self.runtime}-{self.runtime_version}.{self.precision}{threads}{source}"
+        return re.sub(r"[^\w.+-]+", "-", stem) + ".json"
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether other programs kept the device busy while something in it was measured."""
+        timings = [row.timing for row in self.rows if isinstance(row.timing, Timing)]
+        timings += [item.timing for fit in self.calibrations for item in fit.networks]
+        return any(timing.disturbed for timing in timings)
 
     @cached_property
     def _by_layer(self) -> dict[tuple[LayerSpec, Rank], LatencyRow]:
@@ -433,6 +570,41 @@ class LatencyTable(Saved):
     def predict_ms(self, network: Network, ranks: Mapping[str, Rank]) -> float:
         """Predicted milliseconds of the whole network at `ranks`."""
         return self.calibration(network).whole_ms(self.layers_ms(network, ranks))
+
+    def doubts(self, network: Network) -> tuple[str, ...]:
+        """What makes the table's predictions of `network` doubtful, in words; nothing when all is well."""
+        error = self.calibration(network).loo_mape
+        found = []
+        if error > DOUBTFUL_ERROR:
+            found.append(
+                f"{self.title} predicts whole networks within {100 * error:.1f} % only, more than "
+                f"{100 * DOUBTFUL_ERROR:.0f} %: profile again on a calm device, or trust 'verify' alone"
+            )
+        if self.disturbed:
+            found.append(f"{self.title} was measured while other programs kept the device busy: profile again")
+        modelled = sum(row.method == "modelled" for row in self.rows)
+        if modelled:
+            found.append(f"{modelled} of {len(self.rows)} rows of {self.title} are modelled: trust 'verify' alone")
+        return tuple(found)
+
+    def over(self, older: LatencyTable) -> LatencyTable:
+        """This table with what only `older` has: rows of other layers and fits of other networks.
+
+        Nothing of a table with another device, runtime version, precision or number of threads is taken.
+        """
+        if (older.file_name, older.source) != (self.file_name, self.source):
+            return self
+        have = {(row.spec, row.rank) for row in self.rows}
+        fitted = {fit.network for fit in self.calibrations}
+        return self.model_copy(
+            update={
+                "rows": (*self.rows, *(row for row in older.rows if (row.spec, row.rank) not in have)),
+                "calibrations": (
+                    *self.calibrations,
+                    *(fit for fit in older.calibrations if fit.network not in fitted),
+                ),
+            }
+        )
 
     def require(self, *, runtime: str, runtime_version: str, threads: int, device: str) -> None:
         """Refuse a table that was measured with something else.
@@ -502,7 +674,7 @@ class RankPlan(Saved):
     runtime: str
     runtime_version: str
     precision: Precision
-    threads: PositiveInt
+    threads: PositiveInt | None
     budget_ms: Milliseconds
     planned_ms: Milliseconds = Field(description="what the solver kept below: the budget less the margin")
     predicted_ms: Milliseconds

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from maestro_edge.errors import ExportError
 from maestro_edge.runtimes.gate import Agreement, digest, export, size_bytes
-from maestro_edge.runtimes.protocol import MeasuringProtocol, Runtime, TracingRuntime, package_version
+from maestro_edge.runtimes.jobs import versions_on
+from maestro_edge.runtimes.protocol import (
+    MeasuringProtocol,
+    Operator,
+    Runtime,
+    TracingRuntime,
+    package_version,
+)
 
 __all__ = [
     "RUNTIMES",
     "Agreement",
     "MeasuringProtocol",
+    "Operator",
     "Runtime",
     "TracingRuntime",
     "digest",
@@ -17,6 +25,7 @@ __all__ = [
     "load",
     "package_version",
     "size_bytes",
+    "versions_on",
 ]
 
 RUNTIMES = ("executorch", "litert", "coreml")

@@ -1,15 +1,17 @@
-"""What every exporter needs around a converter: a model it cannot misread, and its failure in one line."""
+"""What every exporter needs around a converter: a model it cannot misread, samples, its failure in one line."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from maestro_edge.errors import ExportError
 
-__all__ = ["contiguous_copy", "export_error", "first_line"]
+__all__ = ["calibration_inputs", "contiguous_copy", "export_error", "first_line"]
 
 
 def contiguous_copy(model: nn.Module) -> nn.Module:
@@ -24,6 +26,30 @@ def contiguous_copy(model: nn.Module) -> nn.Module:
     for tensor in (*copied.parameters(), *copied.buffers()):
         tensor.data = tensor.data.contiguous()
     return copied
+
+
+def calibration_inputs(inputs: tuple[Tensor, ...], calibration: Sequence[Tensor] | None) -> list[Tensor]:
+    """The batches cut into inputs of the shape that is exported; what is left of a batch is not used.
+
+    Raises:
+        ExportError: there are none, or they are of another shape.
+    """
+    if len(inputs) != 1:
+        raise ExportError(f"int8-static takes models of one input, not {len(inputs)}: wrap it")
+    shape = inputs[0].shape
+    for batch in calibration or ():
+        if batch.shape[1:] != shape[1:]:
+            raise ExportError(
+                f"calibration samples have shape {tuple(batch.shape[1:])}, the input "
+                f"{tuple(shape[1:])}: give what the app feeds"
+            )
+    parts = [part for batch in calibration or () for part in torch.split(batch, shape[0]) if part.shape == shape]
+    if not parts:
+        raise ExportError(
+            "int8-static takes its ranges from samples and got none: give `calibration`, some "
+            "batches of the training set, or choose int8-dynamic"
+        )
+    return [part.contiguous() for part in parts]
 
 
 def export_error(runtime: str, path: Path, error: Exception) -> ExportError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -24,8 +24,14 @@ SAMPLES_AT_ONCE: Final = 16
 """Samples evaluated side by side: every activation of the network is held for each of them."""
 
 
+_ELSEWHERE = "Core ML runs on Apple's devices: plan on another runtime's table"
+
+
 class CoreML:
-    """Core ML on iOS 18, macOS 15 and later."""
+    """Core ML on iOS 18, macOS 15 and later.
+
+    int8-dynamic holds its weights in int8 and its activations in floats.
+    """
 
     name = "coreml"
     suffix = ".mlpackage"
@@ -36,18 +42,33 @@ class CoreML:
     def version(self) -> str:
         return package_version("coremltools", "coreml")
 
+    def version_on(self, device: object) -> NoReturn:
+        raise DeviceError(_ELSEWHERE)
+
+    def runner_sha256(self, device: object) -> NoReturn:
+        raise DeviceError(_ELSEWHERE)
+
     def export(
-        self, model: nn.Module, inputs: tuple[Tensor, ...], path: Path, precision: Precision = "fp32"
+        self,
+        model: nn.Module,
+        inputs: tuple[Tensor, ...],
+        path: Path,
+        precision: Precision = "fp32",
+        *,
+        calibration: Sequence[Tensor] | None = None,
     ) -> None:
         """Write a package with the shapes of `inputs`, its output named "output"; one at `path` is replaced.
 
         The input is named "input"; several are named "input_0", "input_1", ...
 
         Raises:
-            ExportError: the model cannot be converted, or `path` cannot be written; nothing of it is left.
+            ExportError: the model cannot be converted, the precision is int8-static, or `path` cannot be
+                written; nothing of it is left.
             MissingExtra: coremltools is not installed.
         """
         path = Path(path)
+        if precision == "int8-static":
+            raise ExportError("Core ML offers no int8-static: choose fp32 or int8-dynamic")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
@@ -87,8 +108,11 @@ class CoreML:
             "plan on another runtime's table, and measure the packages on the iPhone with Xcode"
         )
 
-    def write_probe(self, spec: LayerSpec, rank: Rank, path: Path) -> None:
-        self.export(*probe_module(spec, rank), path)
+    def measure_alone(self, device: object, path: Path, protocol: object) -> NoReturn:
+        raise DeviceError(_ELSEWHERE)
+
+    def write_probe(self, spec: LayerSpec, rank: Rank, path: Path, precision: Precision = "fp32") -> None:
+        self.export(*probe_module(spec, rank), path, precision)
 
 
 def _convert(model: nn.Module, inputs: tuple[Tensor, ...], package: Path, precision: Precision, name: str) -> None:
@@ -96,18 +120,27 @@ def _convert(model: nn.Module, inputs: tuple[Tensor, ...], package: Path, precis
     with quiet_coremltools() as coremltools:
         tensor_type = coremltools.TensorType
         try:
-            coremltools.convert(
+            converted = coremltools.convert(
                 _exported_program(model, inputs),
                 convert_to="mlprogram",
                 minimum_deployment_target=coremltools.target.iOS18,
-                compute_precision={"fp32": coremltools.precision.FLOAT32}[precision],
+                compute_precision=coremltools.precision.FLOAT32,
                 inputs=[tensor_type(key, each.shape) for key, each in zip(names, inputs, strict=True)],
                 outputs=[tensor_type("output")],
                 package_dir=str(package),
                 skip_model_load=True,
             )
+            if precision == "int8-dynamic":
+                _quantize_weights(coremltools, converted).save(str(package))
         except Exception as error:
             raise export_error("Core ML", Path(name), error) from error
+
+
+def _quantize_weights(coremltools: Any, converted: Any) -> Any:
+    """Weights in int8, one scale a channel; Core ML itself chooses how it computes with them."""
+    optimize = coremltools.optimize.coreml
+    symmetric = optimize.OpLinearQuantizerConfig(mode="linear_symmetric")
+    return optimize.linear_quantize_weights(converted, optimize.OptimizationConfig(global_config=symmetric))
 
 
 def _exported_program(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:

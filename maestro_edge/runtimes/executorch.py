@@ -3,36 +3,44 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from maestro_edge.devices import Device
 from maestro_edge.errors import DeviceError, ExportError, MissingExtra
-from maestro_edge.runtimes.conversion import contiguous_copy, export_error
+from maestro_edge.runtimes.conversion import calibration_inputs, contiguous_copy, export_error
+from maestro_edge.runtimes.gate import digest
+from maestro_edge.runtimes.jobs import FILES, python_versions, version_on
+from maestro_edge.runtimes.native import build
 from maestro_edge.runtimes.probe import probe_module
 from maestro_edge.runtimes.protocol import (
     Array,
     MeasuringProtocol,
+    Operator,
+    batched,
+    is_disturbed,
+    kernel_kind,
     package_version,
-    push_all,
-    run_job,
+    run_alone,
+    run_ops,
     run_predict,
     run_time,
 )
 from maestro_edge.runtimes.silence import silence
-from maestro_edge.values import LayerSpec, Precision, Rank, Timing, write_atomically
+from maestro_edge.values import Alone, LayerSpec, Precision, Rank, Timing, write_atomically
 
 __all__ = ["ExecuTorch"]
 
-_BATCH = 5
-"""Event traces resolve 1 µs: a sample is the mean of this many consecutive runs."""
-
 
 class ExecuTorch:
-    """ExecuTorch on the CPU; fp32 XNNPACK kernels compute channels in tiles of 16."""
+    """ExecuTorch on the CPU; XNNPACK kernels compute channels in tiles of 16.
+
+    In int8-dynamic only Linear layers are int8: convolutions would run slower than in fp32.
+    """
 
     name = "executorch"
     suffix = ".pte"
@@ -42,9 +50,27 @@ class ExecuTorch:
     def version(self) -> str:
         return package_version("executorch", "executorch")
 
+    def version_on(self, device: Device) -> str:
+        return version_on(device, self.name)
+
+    def runner_sha256(self, device: Device) -> str | None:
+        """sha256 of the native runner that measures on `device`, and its libraries; None where Python does.
+
+        Raises:
+            DeviceError: no runner can run there.
+        """
+        return None if self.name in python_versions(device) else digest(build(device.facts().arch))
+
     def export(
-        self, model: nn.Module, inputs: tuple[Tensor, ...], path: Path, precision: Precision = "fp32"
+        self,
+        model: nn.Module,
+        inputs: tuple[Tensor, ...],
+        path: Path,
+        precision: Precision = "fp32",
+        *,
+        calibration: Sequence[Tensor] | None = None,
     ) -> None:
+        samples = calibration_inputs(inputs, calibration) if precision == "int8-static" else []
         with silence():
             try:
                 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -53,6 +79,8 @@ class ExecuTorch:
                 raise MissingExtra("executorch", "executorch") from error
             try:
                 program = torch.export.export(contiguous_copy(model), inputs)
+                if precision != "fp32":
+                    program = torch.export.export(_quantized(program, inputs, samples), inputs)
                 lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
                 content = bytes(lowered.to_executorch().buffer)
             except Exception as error:
@@ -68,53 +96,61 @@ class ExecuTorch:
     def measure(self, device: Device, paths: Mapping[str, Path], protocol: MeasuringProtocol) -> dict[str, Timing]:
         return run_time(self.name, device, paths, protocol)
 
+    def measure_alone(self, device: Device, path: Path, protocol: MeasuringProtocol) -> Alone:
+        return run_alone(self.name, device, path, protocol)
+
     def measure_ops(
         self, device: Device, paths: Mapping[str, Path], protocol: MeasuringProtocol
-    ) -> dict[str, list[tuple[str, Timing]]]:
+    ) -> dict[str, list[Operator]]:
         """Times of the Linear and Conv2d operators inside whole networks, in execution order."""
-        job = {
-            "task": "ops",
-            "runtime": self.name,
-            "threads": protocol.threads,
-            "files": push_all(device, paths),
-            "cold_runs": _BATCH,
-            "rounds": protocol.rounds,
-            "runs_per_round": _BATCH,
-            "seed": protocol.seed,
-        }
-        traces = run_job(device, job, timeout_s=protocol.timeout_s)["traces"]
+        result = run_ops(self.name, device, paths, protocol)
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / "trace.etdump"
-            result = {}
-            for name, remote in traces.items():
-                device.pull(Path(remote).name, local)
-                result[name] = _operators(local)
-        return result
+            found = {}
+            for name, remote in result["traces"].items():
+                device.pull(f"{FILES}/{Path(remote).name}", local)  # beside its file
+                found[name] = _operators(local, disturbed=is_disturbed(result, protocol))
+        return found
 
-    def write_probe(self, spec: LayerSpec, rank: Rank, path: Path) -> None:
-        self.export(*probe_module(spec, rank), path)
+    def write_probe(self, spec: LayerSpec, rank: Rank, path: Path, precision: Precision = "fp32") -> None:
+        module, inputs = probe_module(spec, rank)
+        self.export(module, inputs, path, precision, calibration=inputs)
 
 
-def _operators(trace: Path) -> list[tuple[str, Timing]]:
+def _quantized(program: Any, inputs: tuple[Tensor, ...], samples: Sequence[Tensor]) -> Any:
+    """An int8 model, static with the ranges of `samples`, dynamic without any."""
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    quantizer = XNNPACKQuantizer()
+    # prepare_pt2e folds norms into convolutions; tracing the patterns of unfolded ones would take seconds
+    quantizer.SUPPORTED_PATTERNS = [each for each in quantizer.SUPPORTED_PATTERNS if not each.is_qat]
+    config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=not samples)
+    if samples:
+        quantizer.set_global(config)
+    else:
+        quantizer.set_operator_type(torch.ops.aten.linear.default, config)
+    prepared = prepare_pt2e(program.module(), quantizer)
+    with torch.no_grad():
+        for sample in samples or inputs:
+            prepared(sample)
+    return convert_pt2e(prepared)
+
+
+def _operators(trace: Path, *, disturbed: bool) -> list[Operator]:
     with silence():
         from executorch.devtools import Inspector
 
         blocks = Inspector(etdump_path=str(trace)).event_blocks
     operators = []
     for event in next((block.events for block in blocks if block.name == "Execute"), ()):
-        kind = _kind(event.name) if event.is_delegated_op else None
+        kind = kernel_kind(event.name) if event.is_delegated_op else None
         if kind is not None and event.perf_data is not None:
-            runs = event.perf_data.raw[_BATCH:]  # the first runs are cold
-            starts = range(0, len(runs) - _BATCH + 1, _BATCH)
-            operators.append((kind, Timing.of([sum(runs[i : i + _BATCH]) / _BATCH for i in starts])))
+            operators.append(Operator(kind, batched(event.perf_data.raw, disturbed=disturbed)))
     return operators
-
-
-def _kind(event: str) -> str | None:
-    """XNNPACK calls them "Convolution (NHWC, F32) IGEMM #2" and "Fully Connected (NC, F32) GEMM #1"."""
-    if event.startswith("Convolution") or event.startswith("DWConvolution"):
-        return "conv2d"
-    return "linear" if event.startswith("Fully Connected") else None
 
 
 _CODES = {

@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from maestro_edge.devices import Device
 from maestro_edge.errors import DeviceError, ExportError, MissingExtra
-from maestro_edge.runtimes.conversion import contiguous_copy, export_error
-from maestro_edge.runtimes.protocol import Array, MeasuringProtocol, package_version, run_predict, run_time
+from maestro_edge.runtimes.conversion import calibration_inputs, contiguous_copy, export_error
+from maestro_edge.runtimes.jobs import version_on
+from maestro_edge.runtimes.probe import probe_module
+from maestro_edge.runtimes.protocol import (
+    Array,
+    MeasuringProtocol,
+    Operator,
+    batched,
+    is_disturbed,
+    kernel_kind,
+    package_version,
+    run_alone,
+    run_ops,
+    run_predict,
+    run_time,
+)
 from maestro_edge.runtimes.silence import silence
-from maestro_edge.runtimes.tflite import write_layer
-from maestro_edge.values import LayerSpec, Precision, Rank, Timing, write_atomically
+from maestro_edge.runtimes.tflite import weight_shapes, write_layer
+from maestro_edge.values import Alone, LayerSpec, Precision, Rank, Timing, write_atomically
 
 __all__ = ["LiteRT"]
 
 
 class LiteRT:
-    """LiteRT on the CPU; fp32 XNNPACK kernels compute channels in tiles of 16."""
+    """LiteRT on the CPU; XNNPACK kernels compute channels in tiles of 16."""
 
     name = "litert"
     suffix = ".tflite"
@@ -31,9 +45,22 @@ class LiteRT:
         package_version("litert-torch", "litert")  # refused now, not after an hour of training
         return package_version("ai-edge-litert", "litert")
 
+    def version_on(self, device: Device) -> str:
+        return version_on(device, self.name)
+
+    def runner_sha256(self, device: Device) -> None:
+        """None: Python or a page measures."""
+
     def export(
-        self, model: nn.Module, inputs: tuple[Tensor, ...], path: Path, precision: Precision = "fp32"
+        self,
+        model: nn.Module,
+        inputs: tuple[Tensor, ...],
+        path: Path,
+        precision: Precision = "fp32",
+        *,
+        calibration: Sequence[Tensor] | None = None,
     ) -> None:
+        samples = calibration_inputs(inputs, calibration) if precision == "int8-static" else []
         with silence(), tempfile.TemporaryDirectory() as folder:
             try:
                 import litert_torch
@@ -43,6 +70,8 @@ class LiteRT:
             try:
                 litert_torch.convert(contiguous_copy(model), inputs).export(str(whole))
                 content = whole.read_bytes()
+                if precision != "fp32":
+                    content = _quantized(content, samples)
             except Exception as error:
                 raise export_error("LiteRT", path, error) from error
         write_atomically(path, content)
@@ -56,6 +85,63 @@ class LiteRT:
     def measure(self, device: Device, paths: Mapping[str, Path], protocol: MeasuringProtocol) -> dict[str, Timing]:
         return run_time(self.name, device, paths, protocol)
 
-    def write_probe(self, spec: LayerSpec, rank: Rank, path: Path) -> None:
+    def measure_alone(self, device: Device, path: Path, protocol: MeasuringProtocol) -> Alone:
+        return run_alone(self.name, device, path, protocol)
+
+    def measure_ops(
+        self, device: Device, paths: Mapping[str, Path], protocol: MeasuringProtocol
+    ) -> dict[str, list[Operator]]:
+        """Times of the Linear and Conv2d kernels inside whole networks, with the shapes of their weights."""
+        result = run_ops(self.name, device, paths, protocol)
+        disturbed = is_disturbed(result, protocol)
+        found = {}
+        for name, kernels in result["ops"].items():
+            timed = [(kernel_kind(kernel), runs_us) for kernel, runs_us in kernels]
+            layers = [(kind, runs_us) for kind, runs_us in timed if kind is not None]
+            shapes = weight_shapes(paths[name])
+            if len(shapes) != len(layers):
+                return {each: [] for each in paths}  # XNNPACK split or merged an operator: probes instead
+            found[name] = [
+                Operator(kind, batched([us / 1000 for us in runs_us], disturbed=disturbed), shape)
+                for (kind, runs_us), shape in zip(layers, shapes, strict=True)
+            ]
+        return found
+
+    def write_probe(self, spec: LayerSpec, rank: Rank, path: Path, precision: Precision = "fp32") -> None:
         """0.6 ms a probe where the converter takes 1.5 s and more."""
-        write_atomically(path, write_layer(spec, rank))
+        if spec.kind == "embedding" and precision == "int8-dynamic":
+            self.export(*probe_module(spec, rank), path, precision)
+        else:
+            write_atomically(path, write_layer(spec, rank, precision))
+
+
+def _quantized(content: bytes, samples: Sequence[Tensor]) -> bytes:
+    """The model in int8, static with the ranges of `samples`, dynamic without any; its ends stay floats."""
+    from ai_edge_quantizer import calibrator, qtyping, quantizer, recipe_manager
+    from ai_edge_quantizer.algorithm_manager import AlgorithmName
+    from ai_edge_quantizer.utils.qsv_utils import min_max_update
+
+    recipe, operators = recipe_manager.RecipeManager(), qtyping.TFLOperationName
+    ranges = None
+    if samples:
+        recipe.add_static_config(".*", operators.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
+        for end in (operators.INPUT, operators.OUTPUT):
+            recipe.add_quantization_config(".*", end, algorithm_key=AlgorithmName.NO_QUANTIZE)
+        # the quantizer's own calibrate() averages the samples' ranges, which clips most of them
+        observer = calibrator.Calibrator(content, num_threads=1, qsv_update_func=min_max_update)
+        arrays = [sample.numpy() for sample in samples]
+        feeds = [{"args_0": array.astype(_IDS.get(array.dtype.name, array.dtype))} for array in arrays]
+        observer.calibrate({"serving_default": feeds}, recipe)
+        ranges = observer.get_model_qsvs()
+    else:
+        # tflite-runtime 2.14 knows one scale a channel in convolutions only; elsewhere it computes something else
+        recipe.add_dynamic_config(".*", operators.ALL_SUPPORTED, 8, qtyping.QuantGranularity.TENSORWISE)
+        recipe.add_dynamic_config(".*", operators.CONV_2D, 8, qtyping.QuantGranularity.CHANNELWISE)
+        # XNNPACK has no dynamic kernel for these: int8 would be slower than floats
+        recipe.add_quantization_config(".*", operators.DEPTHWISE_CONV_2D, algorithm_key=AlgorithmName.NO_QUANTIZE)
+    made = quantizer.Quantizer(content, recipe.get_quantization_recipe()).quantize(ranges)
+    return bytes(made.quantized_model)
+
+
+_IDS = {"int64": "int32"}
+"""What the converter makes of PyTorch's ids."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import statistics
 import tempfile
-import uuid
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -17,14 +17,17 @@ from torch import Tensor, nn
 
 from maestro_edge.devices import Device, LocalDevice
 from maestro_edge.errors import DeviceError, MissingExtra
-from maestro_edge.values import LayerSpec, Precision, Rank, Timing, Value
+from maestro_edge.runtimes.jobs import push_all, run_job
+from maestro_edge.values import Alone, DeviceFacts, LayerSpec, Precision, Rank, Timing, Value
 
 __all__ = [
     "Array",
     "MeasuringProtocol",
+    "Operator",
     "Runtime",
     "TracingRuntime",
     "package_version",
+    "predict_on",
     "run_predict",
     "run_time",
 ]
@@ -33,26 +36,45 @@ Array = npt.NDArray[np.float32]
 
 
 class MeasuringProtocol(Value):
-    """How times are taken: threads fixed, warm-up, then rounds over all files in random order.
+    """How times are taken: threads fixed, warm-up until steady, then rounds over all files in random order.
 
-    Each visit runs a file once untimed and then for about `slice_ms`. Files whose spread (interquartile range
-    over median) stays above `spread_limit` are measured again, up to `repeats` times, and the calmest is kept.
-    Whole runs are repeated until `calm_runs` of them agree within `drift_limit` on a control file, after a
-    pause of `pause_s` each time they do not.
+    Each visit runs a file once untimed and then at least twice, for about `slice_ms`: 20 samples or more. Files
+    whose spread (interquartile range over median) stays above `spread_limit` are measured again, up to `repeats`
+    times, and the calmest is kept. Whole runs are repeated until `calm_runs` of them agree within `drift_limit`
+    on a control file and other programs kept at most `load_limit` cores busy, after a pause of `pause_s` each
+    time that is not so; what never became calm is marked as disturbed, and a row whose spread is still above
+    `noise_limit` is refused. Threads are bound to the big cores where
+    the device tells them. Before each run the device cools down to `cool_to_c`, for at most `cool_s`.
     """
 
     threads: PositiveInt = 1
+    load_limit: PositiveFloat = 0.2
+    cool_to_c: float | None = None
+    cool_s: PositiveFloat = 300.0
     warmup_ms: NonNegativeFloat = 20.0
     rounds: PositiveInt = 10
     slice_ms: PositiveFloat = 5.0
     spread_limit: PositiveFloat = 0.1
     repeats: NonNegativeInt = 2
+    noise_limit: PositiveFloat = 1.0
     drift_limit: PositiveFloat = 0.04
     calm_runs: PositiveInt = 2
     most_runs: PositiveInt = 4
     pause_s: NonNegativeFloat = 1.0
+    alone_s: PositiveFloat = 0.3
     seed: int = 0
     timeout_s: PositiveFloat = 600.0
+
+
+class Operator(NamedTuple):
+    """One Linear or Conv2d kernel inside a whole network, in execution order.
+
+    `weights` is the shape of its weights, (out, in) or (out, kh, kw, in / groups), where the file tells it.
+    """
+
+    kind: str
+    timing: Timing
+    weights: tuple[int, ...] | None = None
 
 
 class Runtime(Protocol):
@@ -65,20 +87,40 @@ class Runtime(Protocol):
 
     @property
     def version(self) -> str:
-        """Version of the installed package.
+        """Version of the package that exports, installed here.
 
         Raises:
             MissingExtra: it is not installed.
         """
         ...
 
+    def version_on(self, device: Device) -> str:
+        """Version of the runtime that measures on `device`.
+
+        Raises:
+            DeviceError: it is not there.
+        """
+        ...
+
+    def runner_sha256(self, device: Device) -> str | None:
+        """sha256 of the native runner that measures on `device`; None where the device's Python does."""
+        ...
+
     def export(
-        self, model: nn.Module, inputs: tuple[Tensor, ...], path: Path, precision: Precision = "fp32"
+        self,
+        model: nn.Module,
+        inputs: tuple[Tensor, ...],
+        path: Path,
+        precision: Precision = "fp32",
+        *,
+        calibration: Sequence[Tensor] | None = None,
     ) -> None:
         """Write `model` (stock layers, eval mode) for example `inputs` to `path`, whole or not at all.
 
+        `calibration` is batches of inputs, (N, C, H, W) or (N, ...) ids, whose ranges int8-static takes over.
+
         Raises:
-            ExportError: the model cannot be expressed or the file cannot be written.
+            ExportError: the model cannot be expressed, int8-static has no samples, or the file cannot be written.
         """
         ...
 
@@ -98,7 +140,15 @@ class Runtime(Protocol):
         """
         ...
 
-    def write_probe(self, spec: LayerSpec, rank: Rank, path: Path) -> None:
+    def measure_alone(self, device: Device, path: Path, protocol: MeasuringProtocol) -> Alone:
+        """Cold start, peak memory and energy of one file in a process of its own.
+
+        Raises:
+            DeviceError: the device cannot run it.
+        """
+        ...
+
+    def write_probe(self, spec: LayerSpec, rank: Rank, path: Path, precision: Precision = "fp32") -> None:
         """Write a file that holds this one layer at this rank, with random weights."""
         ...
 
@@ -109,7 +159,7 @@ class TracingRuntime(Runtime, Protocol):
 
     def measure_ops(
         self, device: Device, paths: Mapping[str, Path], protocol: MeasuringProtocol
-    ) -> dict[str, list[tuple[str, Timing]]]:
+    ) -> dict[str, list[Operator]]:
         """Per file the Linear and Conv2d operators ("linear" or "conv2d") in execution order.
 
         Raises:
@@ -130,65 +180,113 @@ def package_version(package: str, extra: str) -> str:
         raise MissingExtra(package, extra) from error
 
 
-_RUNNER = Path(__file__).with_name("runner.py")
-
-
-def run_job(device: Device, job: Mapping[str, Any], *, timeout_s: float) -> dict[str, Any]:
-    """Push the runner and a job, run it, read back its one JSON document.
-
-    Raises:
-        DeviceError: the runner failed, or its answer is not what a runner writes.
-    """
-    name = uuid.uuid4().hex[:8]
-    with tempfile.TemporaryDirectory() as folder:
-        local = Path(folder) / "job.json"
-        local.write_text(json.dumps(job))
-        runner = device.push(_RUNNER, "runner.py")
-        job_path = device.push(local, f"{name}.job.json")
-        result_path = job_path.replace(".job.json", ".result.json")
-        device.run([device.python, runner, job_path, result_path], timeout_s=timeout_s)
-        answer = Path(folder) / "result.json"
-        device.pull(f"{name}.result.json", answer)
-        try:
-            result = json.loads(answer.read_bytes())
-        except ValueError as error:
-            raise DeviceError(f"the {job['runtime']} runner answered no JSON: {error}") from error
-    if not isinstance(result, dict) or "error" in result:
-        reason = result.get("error") if isinstance(result, dict) else result
-        raise DeviceError(f"the {job['runtime']} runner failed: {reason}")
-    return result
-
-
-def push_all(device: Device, paths: Mapping[str, Path]) -> dict[str, str]:
-    """Push files under names that no layer or plan name can spoil; returns name → path on the device."""
-    return {
-        name: device.push(path, f"file-{index}{path.suffix}") for index, (name, path) in enumerate(paths.items())
-    }
-
-
 def run_time(
     runtime: str, device: Device, paths: Mapping[str, Path], protocol: MeasuringProtocol
 ) -> dict[str, Timing]:
     """Measure files through the runner; noisy ones are measured again and the calmest result is kept."""
     files = push_all(device, paths)
+    base = {"task": "time", "runtime": runtime, **measuring_job(device, protocol)}
     best: dict[str, Timing] = {}
     for attempt in range(protocol.repeats + 1):
         noisy = [n for n in files if n not in best or best[n].spread > protocol.spread_limit]
         if not noisy:
             break
-        job = {
-            "task": "time",
-            "runtime": runtime,
-            "files": {name: files[name] for name in noisy},
-            **protocol.model_dump(include={"threads", "warmup_ms", "rounds", "slice_ms"}),
-            "seed": protocol.seed + attempt,
-        }
-        samples = run_job(device, job, timeout_s=protocol.timeout_s)["samples_ns"]
+        job = {**base, "files": {name: files[name] for name in noisy}, "seed": protocol.seed + attempt}
+        result = run_job(device, job, timeout_s=protocol.timeout_s)
+        disturbed = is_disturbed(result, protocol)
         for name in noisy:
-            timing = Timing.of([ns / 1e6 for ns in samples[name]])
+            timing = Timing.of([ns / 1e6 for ns in result["samples_ns"][name]], disturbed=disturbed)
             if name not in best or timing.spread < best[name].spread:
                 best[name] = timing
     return best
+
+
+TRACE_BATCH = 5
+"""Traces resolve one tick: a sample is the mean of this many consecutive runs."""
+_TICK_MS = 0.001
+
+
+def run_ops(
+    runtime: str, device: Device, paths: Mapping[str, Path], protocol: MeasuringProtocol
+) -> dict[str, Any]:
+    """The runner's times of every operator of whole networks."""
+    job = {
+        "task": "ops",
+        "runtime": runtime,
+        "files": push_all(device, paths),
+        "cold_runs": TRACE_BATCH,
+        "runs_per_round": TRACE_BATCH,
+        **measuring_job(device, protocol),
+    }
+    return run_job(device, job, timeout_s=protocol.timeout_s)
+
+
+def batched(runs_ms: Sequence[float], *, disturbed: bool) -> Timing:
+    """The timing of an operator from its runs in order; the first batch is cold.
+
+    A kernel that is over within a tick of the clock gets its mean over all runs, or else a tick shared among them.
+    """
+    runs = runs_ms[TRACE_BATCH:]
+    starts = range(0, len(runs) - TRACE_BATCH + 1, TRACE_BATCH)
+    samples = [sum(runs[start : start + TRACE_BATCH]) / TRACE_BATCH for start in starts]
+    if statistics.median(samples) == 0:
+        samples = [max(sum(runs), _TICK_MS) / len(runs)] * len(samples)
+    return Timing.of(samples, disturbed=disturbed)
+
+
+def kernel_kind(name: str) -> str | None:
+    """XNNPACK calls them "Convolution (NHWC, F32) IGEMM #2" and "Fully Connected (NC, F32) GEMM #1"."""
+    if name.startswith(("Convolution", "DWConvolution")):
+        return "conv2d"
+    return "linear" if name.startswith("Fully Connected") else None
+
+
+def run_alone(runtime: str, device: Device, path: Path, protocol: MeasuringProtocol) -> Alone:
+    """Run one file in a process of its own."""
+    job = {
+        "task": "solo",
+        "runtime": runtime,
+        "files": push_all(device, {"file": path}),
+        "seconds": protocol.alone_s,
+        **measuring_job(device, protocol),
+    }
+    result = run_job(device, job, timeout_s=protocol.timeout_s)
+    return Alone.model_validate({name: result.get(name) for name in Alone.model_fields})
+
+
+def measuring_job(device: Device, protocol: MeasuringProtocol) -> dict[str, Any]:
+    """What every measuring job says: the protocol, and the cores to run on once the device is cool enough."""
+    facts = cool_down(device, protocol)
+    bound = facts.big_cores if len(facts.big_cores) >= protocol.threads else ()
+    return {
+        **protocol.model_dump(include={"threads", "warmup_ms", "rounds", "slice_ms", "seed"}),
+        "cores": list(bound) if facts.cores is None or len(bound) < facts.cores else [],
+    }
+
+
+def cool_down(device: Device, protocol: MeasuringProtocol) -> DeviceFacts:
+    """The device's facts once it is at most `cool_to_c` warm, or does not tell.
+
+    Raises:
+        DeviceError: it stays warmer for `cool_s`.
+    """
+    begin = time.monotonic()
+    while True:
+        facts = device.facts()
+        if protocol.cool_to_c is None or facts.temperature_c is None or facts.temperature_c <= protocol.cool_to_c:
+            return facts
+        if time.monotonic() - begin > protocol.cool_s:
+            raise DeviceError(
+                f"{device.name}: still {facts.temperature_c:.0f} °C after {protocol.cool_s:g} s, wanted "
+                f"{protocol.cool_to_c:g} °C: cool it, or allow more with --cool-to"
+            )
+        time.sleep(2)
+
+
+def is_disturbed(result: Mapping[str, Any], protocol: MeasuringProtocol) -> bool:
+    """Whether other programs, or a virtual machine's host, took more than `load_limit` cores in the meantime."""
+    others = result.get("others_cores")
+    return isinstance(others, int | float) and others > protocol.load_limit
 
 
 def run_predict(runtime: str, path: Path, inputs: Array) -> Array:
@@ -199,19 +297,30 @@ def run_predict(runtime: str, path: Path, inputs: Array) -> Array:
     """
     device = LocalDevice()
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            samples, outputs = Path(folder) / "samples.npy", Path(folder) / "outputs.npy"
-            np.save(samples, inputs)
-            job = {
-                "task": "predict",
-                "runtime": runtime,
-                "threads": 1,
-                "files": push_all(device, {"file": path}),
-                "samples": str(samples),
-                "outputs": str(outputs),
-            }
-            run_job(device, job, timeout_s=600)
-            result: Array = np.load(outputs, allow_pickle=False)
-            return result
+        return predict_on(device, runtime, path, inputs)
     finally:
         device.close()
+
+
+def predict_on(device: Device, runtime: str, path: Path, inputs: Array) -> Array:
+    """Outputs (N, ...) of a file on `inputs` (N, ...), each sample run alone on the device.
+
+    Raises:
+        DeviceError: the runner failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / "samples.npy"
+        np.save(local, inputs)
+        samples = device.push(local, local.name)
+        job = {
+            "task": "predict",
+            "runtime": runtime,
+            "threads": 1,
+            "files": push_all(device, {"file": path}),
+            "samples": samples,
+            "outputs": samples.removesuffix(local.name) + "outputs.npy",
+        }
+        run_job(device, job, timeout_s=600)
+        device.pull("outputs.npy", Path(folder) / "outputs.npy")
+        result: Array = np.load(Path(folder) / "outputs.npy", allow_pickle=False)
+        return result

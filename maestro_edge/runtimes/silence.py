@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 
 __all__ = ["silence"]
+
+
+_ONE_AT_A_TIME = threading.RLock()
+"""Descriptors belong to the process: of two threads, one waits."""
 
 
 @contextmanager
@@ -20,6 +25,11 @@ def silence() -> Iterator[None]:
     Descriptors, not `sys.stdout`: most of the noise comes from C++. The reason of a failure is in the
     exception that is raised, so what was printed is dropped.
     """
+    with _ONE_AT_A_TIME:
+        yield from _redirected()
+
+
+def _redirected() -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
