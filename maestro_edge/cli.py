@@ -13,7 +13,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
 
 import typer
+from typer.core import TyperGroup
 
+from maestro_edge.cli_profiles import COMMANDS
 from maestro_edge.errors import MaestroError
 
 if TYPE_CHECKING:
@@ -21,12 +23,26 @@ if TYPE_CHECKING:
 
     from maestro_edge.recipes.run import Progress, Run
     from maestro_edge.training import Score, TrainSettings
-    from maestro_edge.values import LatencyTable
+    from maestro_edge.values import LatencyTable, Network
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_PIPELINE = (
+    *("demo", "data", "order", "recipes", "train", "devices", "runners", "profile", "profiles"),
+    *("plan", "export", "verify", "bundle", "report"),
+)
+
+
+class _Pipeline(TyperGroup):
+    """Commands in the order of the work: typer puts those with commands of their own last."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=_PIPELINE.index)
+
+
 app = typer.Typer(
+    cls=_Pipeline,
     help="One ordered training, many devices: variants that keep a latency budget when measured.",
     no_args_is_help=True,
     add_completion=False,
@@ -49,6 +65,8 @@ DenseEpochs = Annotated[int | None, typer.Option("--dense-epochs", min=1, help="
 
 _DEFAULT_MODEL = "maestro_edge.recipes.models:resnet8"
 _TIMED = ("executorch", "litert")
+_CLAIM_S = 600.0
+"""How long a device that another session measures on is waited for."""
 
 
 def main() -> None:
@@ -77,7 +95,7 @@ def _fail(message: str) -> None:
     raise typer.Exit(1)
 
 
-def _command(function: Callable[P, T]) -> Callable[P, T]:
+def _guarded(function: Callable[P, T]) -> Callable[P, T]:
     """Expected failures and Ctrl-C become one line and exit code 1."""
 
     @functools.wraps(function)
@@ -96,7 +114,28 @@ def _command(function: Callable[P, T]) -> Callable[P, T]:
                 _console.cache_clear()
         raise AssertionError
 
-    return app.command()(guarded)
+    return guarded
+
+
+def _command(function: Callable[P, T]) -> Callable[P, T]:
+    return app.command()(_guarded(function))
+
+
+def _printing(function: Callable[P, Iterator[object]]) -> Callable[P, None]:
+    """Print what a command yields."""
+
+    @functools.wraps(function)
+    def printing(*args: P.args, **kwargs: P.kwargs) -> None:
+        for shown in function(*args, **kwargs):
+            _console().print(shown)
+
+    return printing
+
+
+profiles_app = typer.Typer(help="Look at, compare, check and import latency tables.", no_args_is_help=True)
+for _name, _function in COMMANDS.items():
+    profiles_app.command(_name)(_guarded(_printing(_function)))
+app.add_typer(profiles_app, name="profiles")
 
 
 @contextmanager
@@ -405,69 +444,129 @@ def _print_ranks(ranks: dict[str, int], folder: Path) -> None:
     _console().print(f"ranks    {text}\nsaved    {folder}")
 
 
+devices_app = typer.Typer(help="List what can be measured on, its runtimes, and what is missing.")
+app.add_typer(devices_app, name="devices")
+
+
+@devices_app.callback(invoke_without_command=True)
+@_guarded
+def devices(
+    context: typer.Context,
+    device: Annotated[
+        list[str] | None, typer.Option(help="Also look at this one, such as ssh:pi@raspberrypi; repeat it.")
+    ] = None,
+) -> None:
+    """List what can be measured on, its runtimes, and what is missing."""
+    if context.invoked_subcommand is not None:
+        return
+    from maestro_edge.profiling.inventory import list_devices
+    from maestro_edge.terminal import devices_table
+
+    _console().print(devices_table(list_devices(device or ())))
+
+
+@devices_app.command("clean")
+@_guarded
+def clean_device(device: Annotated[str, typer.Argument(help="Such as ssh:pi@raspberrypi or adb:SERIAL.")]) -> None:
+    """Remove everything that any session left on a device; what is measured there now fails."""
+    from maestro_edge.devices import connect
+    from maestro_edge.devices.claims import clean
+
+    clean(connect(device))
+    _console().print(f"{device}: nothing of maestro-edge is left there")
+
+
 @_command
-def devices() -> None:
-    """List what can be measured on, and its runtimes."""
-    from rich.table import Table
+def runners() -> None:
+    """Build the native ExecuTorch runner for phones and boards without Python, and show where it is."""
+    from maestro_edge.runtimes import digest, size_bytes
+    from maestro_edge.runtimes.native import ARCHITECTURES, build
 
-    from maestro_edge.devices import connect, discover
-    from maestro_edge.errors import MissingExtra
-    from maestro_edge.runtimes import RUNTIMES, load
-
-    table = Table("device", "soc", "cores", "os", "governor", "temperature", "runtimes")
-    for name in discover():
-        facts = connect(name).facts()
-        found = []
-        for runtime in map(load, RUNTIMES):
-            try:
-                found.append(f"{runtime.name} {runtime.version}")
-            except MissingExtra as error:
-                found.append(f"{runtime.name}: {error}")
-        heat = "not readable" if facts.temperature_c is None else f"{facts.temperature_c:.0f} °C"
-        governor = facts.governor or "not readable"
-        table.add_row(
-            f"{name} ({facts.name})", facts.soc, str(facts.cores), facts.os, governor, heat, "\n".join(found)
-        )
-    _console().print(table)
+    for arch in ARCHITECTURES:
+        folder = build(arch)
+        megabytes = size_bytes(folder) / 1e6
+        _console().print(f"{arch}  {megabytes:.1f} MB  sha256 {digest(folder)}\n  {folder}", soft_wrap=True)
 
 
 @_command
 def profile(
     run: RunFolder,
     runtime: Timed = None,
-    device: DeviceName = "local",
+    device: Annotated[
+        list[str] | None, typer.Option(help="Where to measure; repeat it for several at once. [default: local]")
+    ] = None,
     profiles: Profiles = Path("profiles"),
     threads: Threads = 1,
+    precision: Annotated[
+        Literal["fp32", "int8-dynamic", "int8-static"], typer.Option(help="Of the files that are measured.")
+    ] = "fp32",
     check: Annotated[
         int, typer.Option(min=0, help="Measure this many random networks and print the prediction's error.")
     ] = 0,
+    governor: Annotated[
+        str | None, typer.Option(help="Set this frequency governor meanwhile (needs root there), then restore it.")
+    ] = None,
+    cool_to: Annotated[
+        float | None, typer.Option(help="Wait before each run until the device is at most this warm, in °C.")
+    ] = None,
     model: OwnModel = None,
 ) -> None:
-    """Measure every distinct layer at its ranks on a device, and write the latency table."""
+    """Measure every distinct layer at its ranks on one or more devices, and write the latency tables."""
+    from concurrent.futures import ThreadPoolExecutor
+
     from maestro_edge.recipes.run import open_run
+    from maestro_edge.recipes.steps import load_runtimes
+
+    load_runtimes(runtime or _TIMED)
+    open_run(run, model=model)
+    names = device or ["local"]
+    protocol = _protocol(threads).model_copy(update={"cool_to_c": cool_to})
+    with _steps() as step, ThreadPoolExecutor(len(names)) as pool:
+
+        def one(name: str) -> list[str]:
+            # A thread of its own works on a model of its own: tracing hooks into its modules.
+            own = open_run(run, model=model)
+            return _profile_on(name, own, runtime, profiles, protocol, precision, check, governor, step)
+
+        for found in [pool.submit(one, name) for name in names]:
+            for line in found.result():
+                _console().print(line)
+
+
+def _profile_on(
+    name: str,
+    run: Run,
+    runtimes: list[str] | None,
+    profiles: Path,
+    protocol: Any,
+    precision: Any,
+    check: int,
+    governor: str | None,
+    step: Callable[[str], Progress],
+) -> list[str]:
+    from maestro_edge.profiling import governor as set_governor
     from maestro_edge.recipes.steps import check_prediction, load_runtimes, profile_run
 
-    runtimes, opened = load_runtimes(runtime or _TIMED), open_run(run, model=model)
-    with _steps() as step, _device(device) as connected:
-        for item in runtimes:
+    lines = []
+    with _device(name) as device, set_governor(device, governor):
+        for item in load_runtimes(runtimes or _TIMED):
+            title = item.name if name == "local" else f"{item.name} on {name}"
             table = profile_run(
-                opened,
-                item,
-                connected,
-                profiles=profiles,
-                protocol=_protocol(threads),
-                progress=step(f"profile {item.name}"),
+                run, item, device, profiles=profiles, protocol=protocol, precision=precision, progress=step(title)
             )
-            _console().print(_table_line(table, profiles))
+            lines.append(_table_line(table, run.network, profiles))
+            lines += [f"[yellow]{doubt}[/yellow]" for doubt in table.doubts(run.network)]
             if check:
                 found = check_prediction(
-                    opened, table, item, connected, count=check, progress=step(f"check {item.name}")
+                    run, table, item, device, count=check, protocol=protocol, progress=step(f"check {title}")
                 )
-                _console().print(
+                lines.append(
                     f"{table.title}: prediction against measurement over {check} random rank assignments: "
                     f"MAPE {100 * found.mape:.1f} %, worst {100 * found.worst:.1f} %; the dense network takes "
-                    f"{100 * found.drift:+.1f} % against its time in the table"
+                    f"{100 * found.drift:+.1f} % against its time in the table (MAPE at equal speed "
+                    f"{100 * found.mape_at_equal_speed:.1f} %)"
                 )
+    return lines
 
 
 @_command
@@ -487,11 +586,13 @@ def plan(
     from maestro_edge.terminal import plan_table
 
     runtimes, opened = load_runtimes(runtime or _TIMED), open_run(run, model=model)
-    with _device(device) as connected:
+    with _device(device, alone=False) as connected:
         tables = [load_table(opened, item, connected, profiles=profiles, threads=threads) for item in runtimes]
     with _steps() as step:
         sensitivity = sensitivity_of(opened, tables, progress=step("sensitivity"))
     for table in tables:
+        for doubt in table.doubts(opened.network):
+            _console().print(f"[yellow]{doubt}[/yellow]")
         for made in plan_run(opened, table, sensitivity, budgets):
             _console().print(plan_table(made))
 
@@ -512,7 +613,7 @@ def export(
     from maestro_edge.terminal import variants_table
 
     runtimes, opened = load_runtimes(runtime or (*_TIMED, "coreml")), open_run(run, model=model)
-    with _steps() as step, _device(device) as connected:
+    with _steps() as step, _device(device, alone=False) as connected:
         manifest = export_run(opened, connected, runtimes, progress=step("export"))
     _console().print(variants_table(manifest))
 
@@ -602,14 +703,26 @@ def _protocol(threads: int) -> Any:
 
 
 @contextmanager
-def _device(name: str) -> Iterator[Any]:
-    from maestro_edge.devices import connect
+def _device(name: str, *, alone: bool = True) -> Iterator[Any]:
+    """The device, held `alone` where something is measured; a browser's address is shown."""
+    from contextlib import nullcontext
 
-    device = connect(name)
+    from maestro_edge.devices import connect
+    from maestro_edge.devices.claims import claim
+
+    device = connect(name, announce=_announce)
+    say = _console().print
     try:
-        yield device
+        shared = not alone or name.startswith("browser")  # a page takes one session as it is
+        with nullcontext() if shared else claim(device, wait_s=_CLAIM_S, waiting=say):
+            yield device
     finally:
         device.close()
+
+
+def _announce(url: str, qr_code: str) -> None:
+    _console().print(f"open this page in the browser of the device that is to be measured:\n{url}")
+    _console().print(qr_code, soft_wrap=True)
 
 
 def _data_line(run: Run) -> str:
@@ -620,8 +733,8 @@ def _data_line(run: Run) -> str:
     )
 
 
-def _table_line(table: LatencyTable, profiles: Path) -> str:
-    fit = table.calibrations[0]
+def _table_line(table: LatencyTable, network: Network, profiles: Path) -> str:
+    fit = table.calibration(network)
     return (
         f"{table.title}: {len(table.rows)} rows, {fit.rest_ms:.3f} ms outside the layers, whole networks "
         f"within {100 * fit.loo_mape:.1f} % (leave one out)  →  {profiles / table.file_name}"

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Final
 from maestro_edge.errors import MissingExtra
 from maestro_edge.values import (
     DENSE,
+    LatencyRow,
     LatencyTable,
     LayerPlan,
     LayerSpec,
     Manifest,
     MeasuredMs,
     RankPlan,
-    Timing,
     Variant,
     write_atomically,
 )
@@ -192,24 +192,24 @@ def _panel_specs(table: LatencyTable, plans: Iterable[RankPlan]) -> list[LayerSp
     return [spec for spec in dense_ms if spec in kept]
 
 
-def _quartiles_ms(timing: Timing) -> tuple[float, float]:
-    """The interquartile range, or the median twice where raw samples were not kept."""
-    if len(timing.samples_ms) < 2:
-        return timing.median_ms, timing.median_ms
-    low, _, high = quantiles(timing.samples_ms, n=4, method="inclusive")
+def _quartiles_ms(row: LatencyRow) -> tuple[float, float]:
+    """The interquartile range, or the row's time twice where there are no raw samples."""
+    if len(row.samples_ms) < 2:
+        return row.ms, row.ms
+    low, _, high = quantiles(row.samples_ms, n=4, method="inclusive")
     return low, high
 
 
 def _draw_rows(axes: Axes, table: LatencyTable, spec: LayerSpec) -> None:
-    timings = {rank: table.row(spec, rank).timing for rank in table.ranks(spec)}
-    dense = timings.pop(DENSE, None)
-    if timings:
-        ranks = [int(rank) for rank in timings]
-        low, high = zip(*map(_quartiles_ms, timings.values()), strict=True)
-        axes.plot(ranks, [t.median_ms for t in timings.values()], ".-", color=GREY, label="low rank, median")
+    rows = {rank: table.row(spec, rank) for rank in table.ranks(spec)}
+    dense = rows.pop(DENSE, None)
+    if rows:
+        ranks = [int(rank) for rank in rows]
+        low, high = zip(*map(_quartiles_ms, rows.values()), strict=True)
+        axes.plot(ranks, [row.ms for row in rows.values()], ".-", color=GREY, label="low rank, median")
         axes.fill_between(ranks, low, high, color=GREY, alpha=0.25, lw=0, label="interquartile range")
     if dense:
-        axes.axhline(dense.median_ms, ls="--", color="#000000", lw=1.2, label="dense, median")
+        axes.axhline(dense.ms, ls="--", color="#000000", lw=1.2, label="dense, median")
         axes.axhspan(*_quartiles_ms(dense), color=GREY, alpha=0.25, lw=0)
 
 

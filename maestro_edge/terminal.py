@@ -1,12 +1,46 @@
-"""Plans and variants as tables for the terminal."""
+"""Devices, plans and variants as tables for the terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.table import Table
 
-from maestro_edge.values import Manifest, RankPlan
+from maestro_edge.profiling.inventory import Listing
+from maestro_edge.values import DeviceFacts, Manifest, RankPlan
 
-__all__ = ["plan_table", "variants_table"]
+__all__ = ["devices_table", "plan_table", "variants_table"]
+
+
+def devices_table(devices: Sequence[Listing]) -> Table:
+    """A row each: what the device is, its clock and heat, the runtimes it has and what is missing."""
+    table = Table("device", "soc", "cores", "system", "clock", "heat", "runtimes")
+    for device in devices:
+        facts = device.facts
+        what = (*device.runtimes, *device.remarks)
+        if facts is None:
+            table.add_row(device.name, "", "", "", "", "", "\n".join(what))
+            continue
+        system = facts.os if facts.build is None else f"{facts.os}\n{facts.build}"
+        name = f"{device.name}\n({facts.name})"
+        table.add_row(name, facts.soc, _cores(facts), system, _clock(facts), _heat(facts), "\n".join(what))
+    return table
+
+
+def _cores(facts: DeviceFacts) -> str:
+    big, cores = len(facts.big_cores), len(facts.core_mhz)
+    return f"{facts.cores}, {big} of them big" if big < cores else str(facts.cores or "not told")
+
+
+def _clock(facts: DeviceFacts) -> str:
+    top = f"{max(facts.core_mhz) / 1000:.1f} GHz" if facts.core_mhz else "not readable"
+    return f"{top}, {facts.governor}" if facts.governor else top
+
+
+def _heat(facts: DeviceFacts) -> str:
+    if facts.temperature_c is None:
+        return "not readable"
+    return f"{facts.temperature_c:.0f} °C{', throttled' if facts.throttled else ''}"
 
 
 def plan_table(plan: RankPlan) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from maestro_edge.ordered import trace
 from maestro_edge.runtimes.probe import probe_module
 from maestro_edge.runtimes.protocol import Array, MeasuringProtocol
 from maestro_edge.training import TrainSet
-from maestro_edge.values import LayerSpec, Precision, Rank, Timing, write_atomically
+from maestro_edge.values import Alone, LayerSpec, Precision, Rank, Timing, write_atomically
 
 REST_MS = 0.25
 
@@ -44,8 +44,20 @@ class FakeRuntime:
     def version(self) -> str:
         return self._version
 
+    def version_on(self, device: Device) -> str:
+        return self._version
+
+    def runner_sha256(self, device: Device) -> None:
+        """Nothing native measures."""
+
     def export(
-        self, model: nn.Module, inputs: tuple[Tensor, ...], path: Path, precision: Precision = "fp32"
+        self,
+        model: nn.Module,
+        inputs: tuple[Tensor, ...],
+        path: Path,
+        precision: Precision = "fp32",
+        *,
+        calibration: Sequence[Tensor] | None = None,
     ) -> None:
         self.exports += 1
         network = trace(model, inputs)
@@ -73,7 +85,12 @@ class FakeRuntime:
             timings[name] = Timing.of([0.99 * ms, ms, 1.01 * ms])
         return timings
 
-    def write_probe(self, spec: LayerSpec, rank: Rank, path: Path) -> None:
+    def measure_alone(self, device: Device, path: Path, protocol: MeasuringProtocol) -> Alone:
+        ms = self.measure(device, {"alone": path}, protocol)["alone"].median_ms
+        self.measured.pop()
+        return Alone(load_ms=10 * ms, first_ms=2 * ms, peak_kib=1024)
+
+    def write_probe(self, spec: LayerSpec, rank: Rank, path: Path, precision: Precision = "fp32") -> None:
         module, inputs = probe_module(spec, rank)
         ms = sum(layer_ms(layer.spec) for layer in trace(module, inputs).layers)
         write_atomically(path, json.dumps({"ms": ms}).encode())

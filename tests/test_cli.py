@@ -246,7 +246,7 @@ def test_names_that_do_not_exist_are_one_line(run: Path) -> None:
     """Run folder, device, runtime, data and model."""
     for argv, word in (
         (("export", "nowhere"), "not a run folder"),
-        (("profile", "runs/demo", "--device", "adb:1"), "no device 'adb:1'"),
+        (("profile", "runs/demo", "--device", "usb:1"), "no device 'usb:1'"),
         (("profile", "runs/demo", "--runtime", "onnx"), "no runtime 'onnx'"),
         (("data", "imagenet"), "imagenet"),
         (("data", "mnist:nowhere"), "nowhere"),
@@ -374,12 +374,19 @@ def test_order_lists_every_layer_with_its_reason(tmp_path: Path) -> None:
 
 
 def test_devices_names_this_machine_and_its_runtimes(tmp_path: Path) -> None:
-    """SoC, cores and the versions of what can run here."""
-    done = maestro("devices", folder=tmp_path)
+    """SoC, cores and the versions of what can run here; a device that is not there says so in its row."""
+    done = maestro("devices", "--device", "nowhere:1", folder=tmp_path)
 
     assert done.code == 0
-    for word in ("local", "executorch 1.5.1", "litert 2.3", "coreml 9.0"):
+    for word in ("local", "executorch 1.5.1", "litert 2.3", "nowhere:1", "no device"):
         assert word in done.out
+
+
+def test_devices_clean_says_what_it_did(tmp_path: Path) -> None:
+    """It is a command of its own below devices; a device that is none is refused."""
+    assert "nothing of maestro-edge is left" in maestro("devices", "clean", "local", folder=tmp_path).out
+
+    assert maestro("devices", "clean", "nowhere", folder=tmp_path).code == 1
 
 
 def test_help_is_quick_and_reads_like_the_pipeline(tmp_path: Path) -> None:

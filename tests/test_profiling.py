@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,15 +19,20 @@ from maestro_edge.ordered import order, trace
 from maestro_edge.profiling import (
     Conditions,
     fit,
+    governor,
     measure_networks,
     profile,
     random_ranks,
     rank_options,
     recalibrate,
 )
+from maestro_edge.profiling.edges import find_step
+from maestro_edge.profiling.matching import assign, averaged
+from maestro_edge.profiling.measuring import Measured, pooled
 from maestro_edge.profiling.options import uniform_ranks
-from maestro_edge.runtimes import MeasuringProtocol
-from maestro_edge.values import DENSE, LatencyTable, LayerSpec, Network, NetworkTiming, Timing
+from maestro_edge.runtimes import MeasuringProtocol, Operator
+from maestro_edge.runtimes.protocol import measuring_job
+from maestro_edge.values import DENSE, DeviceFacts, LatencyTable, LayerSpec, Network, NetworkTiming, Timing
 from tests.conftest import REST_MS, FakeRuntime, layer_ms
 
 EXAMPLE = (torch.zeros(1, 1, 8, 8),)
@@ -141,7 +148,8 @@ def test_another_version_or_protocol_is_measured_anew(ordered: nn.Module, tmp_pa
     measured(ordered, tmp_path, newer)
     profile(ordered, EXAMPLE, threads, LocalDevice(), folder=tmp_path, protocol=MeasuringProtocol(threads=2))
 
-    assert newer.exports and threads.exports
+    assert newer.exports and newer.measured
+    assert threads.measured and not threads.exports, "files do not depend on the number of threads"
 
 
 def test_equal_specs_are_measured_once(tmp_path: Path) -> None:
@@ -241,22 +249,249 @@ def conditions(*, most: int = 4) -> Conditions:
     return Conditions(MeasuringProtocol(calm_runs=2, most_runs=most, drift_limit=0.05, pause_s=0))
 
 
+def controls_kept(now: Conditions, runs: Iterator[tuple[float, bool]]) -> list[float]:
+    return [kept.control_ms for kept in now.calm_runs(lambda index: Measured(*next(runs), {}))]
+
+
 def test_runs_that_the_machine_disturbed_are_repeated_and_dropped() -> None:
     """A control 20 % slower than the fastest is no calm run; two that agree are enough."""
-    controls = iter([1.2, 1.0, 1.3, 1.02, 9.0])
+    runs = iter([(1.2, False), (1.0, False), (1.3, False), (1.02, False), (9.0, False)])
 
-    kept = conditions().calm_runs(lambda: (ms := next(controls), ms))
+    assert controls_kept(conditions(), runs) == [1.0, 1.02]
 
-    assert kept == [1.0, 1.02]
-    assert next(controls) == 9.0, "no run beyond the second calm one"
+    assert next(runs)[0] == 9.0, "no run beyond the second calm one"
 
 
 def test_a_machine_that_stays_slower_is_measured_as_it_is() -> None:
     """When no run comes near what was fastest before, those that agree now have to do."""
-    controls = iter([1.5, 1.52, 1.9, 1.51])
     now = conditions()
     now.fastest_ms = 1.0
 
-    kept = now.calm_runs(lambda: (ms := next(controls), ms))
+    assert controls_kept(now, iter([(1.5, False), (1.52, False), (1.9, False), (1.51, False)])) == [
+        1.5,
+        1.52,
+        1.51,
+    ]
 
-    assert kept == [1.5, 1.52, 1.51]
+
+def test_runs_beside_other_programs_count_only_when_there_are_no_others() -> None:
+    """A machine that others keep busy from beginning to end is as steady as a calm one: its load tells."""
+    some = iter([(1.0, True), (1.01, False), (1.0, True), (1.02, False)])
+    assert controls_kept(conditions(), some) == [1.01, 1.02]
+
+    always = iter([(1.0, True)] * 4)
+    assert controls_kept(conditions(), always) == [1.0] * 4
+
+
+def test_pooled_timings_say_that_they_were_disturbed() -> None:
+    """One disturbed part marks the whole."""
+    calm, busy = Timing.of([1.0, 2.0]), Timing.of([3.0, 4.0], disturbed=True)
+
+    assert pooled([calm, busy]).disturbed
+    assert pooled([calm, busy]).n == 4
+    assert not pooled([calm, calm]).disturbed
+
+
+def test_a_lost_connection_loses_no_finished_run(ordered: nn.Module, tmp_path: Path) -> None:
+    """Runs of whole networks that were finished before the cable was pulled are not repeated either."""
+    failing = Failing(at=3)  # two runs of probes, one of whole networks
+    with pytest.raises(KeyboardInterrupt):
+        measured(ordered, tmp_path, failing)
+    again = FakeRuntime()
+
+    measured(ordered, tmp_path, again)
+
+    assert again.measured.count("{}") == 1, "one run of whole networks was left"
+
+
+class Noisy(FakeRuntime):
+    """One probe never becomes steady."""
+
+    def measure(self, device: Device, paths: Mapping[str, Path], protocol: MeasuringProtocol) -> dict[str, Timing]:
+        found = super().measure(device, paths, protocol)
+        return {
+            name: Timing.of([timing.median_ms * factor for factor in (1, 2, 4, 8)])
+            if name == "probe-0"
+            else timing
+            for name, timing in found.items()
+        }
+
+
+def test_rows_that_stay_noisy_are_refused(ordered: nn.Module, tmp_path: Path) -> None:
+    """A row without a steady time would decide plans: the table is not made, and the row is named."""
+    with pytest.raises(DeviceError, match=r"at rank .* varies by \d+ % of"):
+        measured(ordered, tmp_path, Noisy())
+
+
+@given(step=st.sampled_from([4, 8, 12, 16, 32]), offset_ms=st.floats(0, 0.05), slope=st.floats(0.05, 1))
+def test_the_steps_of_any_staircase_are_found(step: int, offset_ms: float, slope: float) -> None:
+    """From a few ranks, the distance between the edges comes out; no edge, no step."""
+    asked: list[int] = []
+
+    def times_ms(ranks: Sequence[int]) -> dict[int, float]:
+        asked.extend(ranks)
+        return {rank: offset_ms + slope * math.ceil(rank / step) for rank in ranks}
+
+    assert find_step(times_ms, expected=step) == step
+    assert len(asked) == len(set(asked)) == (6 if step <= 16 else len(asked))
+    assert find_step(times_ms, expected=10) == step
+    assert find_step(lambda ranks: dict.fromkeys(ranks, 1.0), expected=16) is None
+
+
+def test_a_staircase_that_dips_still_has_its_steps() -> None:
+    """LiteRT: slow between multiples of 16, fast on some of them."""
+
+    def times_ms(ranks: Sequence[int]) -> dict[int, float]:
+        return {rank: math.ceil(rank / 16) - (0.3 if rank % 32 == 0 else 0.0) for rank in ranks}
+
+    assert find_step(times_ms, expected=16) == find_step(times_ms, expected=10) == 16
+
+
+def test_options_lie_on_the_steps_of_the_device(tmp_path: Path) -> None:
+    """The fake's tiles are 16 channels: found by measuring, kept in the table, not searched twice."""
+    model, runtime = order(nn.Sequential(nn.Linear(256, 256))), FakeRuntime()
+    runtime.rank_step = 5
+
+    table = profile(model, (torch.zeros(1, 256),), runtime, LocalDevice(), folder=tmp_path)
+    again = FakeRuntime()
+    profile(model, (torch.zeros(1, 256),), again, LocalDevice(), folder=tmp_path)
+
+    assert table.rank_step == 16
+    assert all(row.rank % 16 == 0 for row in table.rows if row.rank != DENSE)
+    assert any(name.isdigit() for name in runtime.measured)
+    assert not any(name.isdigit() for name in again.measured)
+
+
+def test_networks_are_also_run_alone(ordered: nn.Module, tmp_path: Path) -> None:
+    """Cold start and peak memory of the dense network and the mixed ones are in the table."""
+    networks = measured(ordered, tmp_path).calibrations[0].networks
+
+    alone = [item.alone for item in networks if item.alone is not None]
+    assert networks[0].alone in alone and len(alone) == 4
+    assert all(each.first_ms < each.load_ms and each.peak_kib == 1024 for each in alone)
+
+
+def test_a_table_keeps_what_an_older_one_knows_of_other_networks(tmp_path: Path) -> None:
+    """Rows of equal layers are the new ones; of another runtime version nothing is taken."""
+    first = order(nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 80)))
+    second = order(nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 96)))
+    inputs, device = (torch.zeros(1, 64),), LocalDevice()
+    old = profile(first, inputs, FakeRuntime(slowdown=2), device, folder=tmp_path)
+    new = profile(second, inputs, FakeRuntime(), device, folder=tmp_path)
+
+    both = new.over(old)
+
+    equal, other = trace(first, inputs).layers
+    assert both.row(equal.spec, DENSE) == new.row(equal.spec, DENSE)
+    assert both.row(other.spec, DENSE) == old.row(other.spec, DENSE)
+    assert both.calibration(trace(first, inputs)) == old.calibrations[0]
+    assert new.over(old.model_copy(update={"runtime_version": "0.9"})) == new
+
+
+def test_a_doubtful_table_says_so(ordered: nn.Module, tmp_path: Path) -> None:
+    """A large leave-one-out error, and times taken beside other programs; nothing where all is well."""
+    table, network = measured(ordered, tmp_path), trace(ordered, EXAMPLE)
+    fitted = table.calibrations[0].model_copy(update={"loo_mape": 0.08})
+    busy = table.rows[0].model_copy(update={"timing": table.rows[0].timing.model_copy(update={"disturbed": True})})
+
+    found = table.model_copy(update={"calibrations": (fitted,), "rows": (busy,)}).doubts(network)
+
+    assert table.doubts(network) == ()
+    assert "within 8.0 % only" in found[0] and "busy" in found[1]
+
+
+class Warm(LocalDevice):
+    """A device of two big and two small cores that cools down by 2 degrees each time it is asked."""
+
+    def __init__(self, temperature_c: float) -> None:
+        super().__init__()
+        self.temperature_c = temperature_c
+
+    def facts(self) -> DeviceFacts:
+        self.temperature_c -= 2
+        update = {"temperature_c": self.temperature_c, "cores": 4, "core_mhz": (1800, 1800, 2400, 2400)}
+        return super().facts().model_copy(update=update)
+
+
+def test_a_warm_device_cools_down_and_runs_on_its_big_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked until it is cool enough; threads are bound to the fastest cores if they fit there."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    protocol = MeasuringProtocol(cool_to_c=40, threads=2)
+
+    job = measuring_job(device := Warm(45), protocol)
+
+    assert device.temperature_c <= 40
+    assert job["cores"] == [2, 3] and job["threads"] == 2
+    assert measuring_job(Warm(30), MeasuringProtocol(threads=3))["cores"] == []
+    with pytest.raises(DeviceError, match=r"still \d+ °C after 1e-06 s, wanted 20 °C"):
+        measuring_job(Warm(90), MeasuringProtocol(cool_to_c=20, cool_s=1e-6))
+
+
+class Governed(LocalDevice):
+    """Remembers the governors that are written; `locked` refuses."""
+
+    def __init__(self, *, locked: bool = False) -> None:
+        super().__init__()
+        self.governors, self.locked = {"policy0": "ondemand", "policy4": "schedutil"}, locked
+
+    def run(self, argv: Sequence[str], *, timeout_s: float) -> str:
+        if len(argv) == 3:
+            return "".join(f"{policy} {name}\n" for policy, name in self.governors.items())
+        if self.locked:
+            raise DeviceError("permission denied")
+        self.governors[argv[-2]] = argv[-1]
+        return ""
+
+
+def test_a_governor_is_put_back_whatever_happens() -> None:
+    """Every policy gets its own governor again, also after a failure; a locked device says what to do."""
+    device = Governed()
+    with pytest.raises(KeyboardInterrupt), governor(device, "performance"):
+        assert set(device.governors.values()) == {"performance"}
+        raise KeyboardInterrupt
+    assert device.governors == {"policy0": "ondemand", "policy4": "schedutil"}
+
+    with pytest.raises(DeviceError, match="cannot set governor 'performance' of policy0"):
+        governor(Governed(locked=True), "performance").__enter__()
+
+
+def operator(kind: str, ms: float, *weights: int) -> Operator:
+    return Operator(kind, Timing.of([ms, ms]), weights or None)
+
+
+def test_kernels_go_to_their_layers() -> None:
+    """By the shapes of their weights where a converter swapped branches, by order where shapes are unknown."""
+    wide = LayerSpec(kind="linear", in_channels=64, out_channels=96)
+    narrow = LayerSpec(kind="linear", in_channels=64, out_channels=32)
+    swapped = [operator("linear", 3, 32, 64), operator("linear", 1, 16, 64), operator("linear", 2, 96, 16)]
+
+    found = assign([(wide, 16), (narrow, DENSE)], swapped)
+    by_order = assign([(wide, 16), (narrow, DENSE)], [operator("linear", ms) for ms in (1.0, 2.0, 3.0)])
+
+    assert found is not None and by_order is not None
+    assert [(key, timing.median_ms) for key, timing in found] == [((wide, 16), 3.0), ((narrow, DENSE), 3.0)]
+    assert [timing.median_ms for _, timing in by_order] == [3.0, 3.0]
+
+
+def test_equal_layers_whose_kernels_alternate_get_their_mean() -> None:
+    """Queries and keys run as q.0 k.0 q.1 k.1: however they are paired, each layer takes q.0 + q.1 on average."""
+    spec = LayerSpec(kind="linear", in_channels=64, out_channels=64)
+    alternating = [operator("linear", ms) for ms in (1.0, 1.0, 3.0, 3.0)]
+
+    found = assign([(spec, 16), (spec, 16)], alternating)
+
+    assert found is not None
+    assert {key: timing.median_ms for key, timing in averaged(found).items()} == {(spec, 16): 4.0}
+
+
+@pytest.mark.parametrize(
+    "operators",
+    [
+        [operator("linear", 1)],
+        [operator("conv2d", 1), operator("linear", 1)],
+        [operator("linear", 1, 16, 64), operator("linear", 1, 95, 16)],
+    ],
+)
+def test_kernels_that_fit_no_layer_are_not_guessed(operators: list[Operator]) -> None:
+    """A kernel too few, of another kind or another shape: the caller measures probes instead."""
+    assert assign([(LayerSpec(kind="linear", in_channels=64, out_channels=96), 16)], operators) is None

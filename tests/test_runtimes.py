@@ -189,19 +189,20 @@ def test_core_ml_cannot_be_timed_here(tmp_path: Path) -> None:
         load("coreml").measure(LocalDevice(), {"x": tmp_path / "x.mlpackage"}, QUICK)
 
 
-def test_executorch_tells_the_time_of_every_layer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["executorch", "litert"])
+def test_a_runtime_tells_the_time_of_every_layer(name: str, tmp_path: Path) -> None:
     """Operators come in execution order: one for a dense layer, two for a thin pair."""
     torch.manual_seed(0)
-    runtime, device = load("executorch"), LocalDevice()
+    runtime, device = load(name), LocalDevice()
     assert isinstance(runtime, TracingRuntime)
     model = cut(order(TinyNet().eval()), {"conv2": 16})
-    path = tmp_path / "net.pte"
+    path = tmp_path / f"net{runtime.suffix}"
     runtime.export(model, (samples(1, 1, 8, 8),), path)
 
     operators = runtime.measure_ops(device, {"net": path}, QUICK)["net"]
 
     assert len(operators) == len(trace(model, (samples(1, 1, 8, 8),)).layers) == 4
-    assert all(timing.n >= 2 and timing.median_ms >= 0 for _, timing in operators)
+    assert all(each.timing.n >= 2 and each.timing.median_ms > 0 for each in operators)
     device.close()
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import fmean
 
 import numpy as np
+import numpy.typing as npt
 
 from maestro_edge.errors import TableError
 from maestro_edge.values import Calibration, LatencyTable, Network, NetworkTiming
 
-__all__ = ["fit", "recalibrate"]
+__all__ = ["Milliseconds", "fit", "fit_line", "left_out_ms", "recalibrate"]
+
+Milliseconds = npt.NDArray[np.float64]
 
 
 def fit(network: Network, networks: Sequence[NetworkTiming], rest_ms: float) -> Calibration:
@@ -21,33 +23,38 @@ def fit(network: Network, networks: Sequence[NetworkTiming], rest_ms: float) -> 
     """
     if len(networks) < 3:
         raise TableError(f"{len(networks)} whole networks cannot calibrate two parameters: measure 3 or more")
-    slope, intercept_ms = _line(networks, rest_ms)
-    errors = []
-    for index, left_out in enumerate(networks):
-        others = [*networks[:index], *networks[index + 1 :]]
-        a, b = _line(others, rest_ms)
-        measured = left_out.timing.median_ms
-        errors.append(abs(a * (rest_ms + left_out.layers_ms) + b - measured) / measured)
+    summed = np.array([rest_ms + item.layers_ms for item in networks])
+    measured = np.array([item.timing.median_ms for item in networks])
+    slope, intercept_ms = fit_line(summed, measured)
     return Calibration(
         network=network.fingerprint,
         rest_ms=rest_ms,
         slope=slope,
         intercept_ms=intercept_ms,
-        loo_mape=fmean(errors),
+        loo_mape=float(np.abs(left_out_ms(summed, measured) / measured - 1).mean()),
         networks=tuple(networks),
     )
 
 
-def _line(networks: Sequence[NetworkTiming], rest_ms: float) -> tuple[float, float]:
-    summed = np.array([rest_ms + item.layers_ms for item in networks])
-    measured = np.array([item.timing.median_ms for item in networks])
+def fit_line(summed: Milliseconds, measured: Milliseconds) -> tuple[float, float]:
+    """Slope and intercept in ms from sums of layers to whole networks, of least relative error."""
     if np.ptp(summed) > 0.05 * summed.max():
         columns = np.stack([summed / measured, 1 / measured], axis=1)
-        (slope, intercept), *_ = np.linalg.lstsq(columns, np.ones(len(networks)), rcond=None)
+        (slope, intercept), *_ = np.linalg.lstsq(columns, np.ones(len(measured)), rcond=None)
         if slope > 0:
             return float(slope), float(intercept)
     # Networks of nearly one size cannot tell a slope from an intercept: correct the scale alone.
     return float((measured / summed).mean()), 0.0
+
+
+def left_out_ms(summed: Milliseconds, measured: Milliseconds) -> Milliseconds:
+    """What a line fitted to all other networks says of each."""
+    found = []
+    for index, own in enumerate(summed):
+        others = np.arange(len(summed)) != index
+        slope, intercept_ms = fit_line(summed[others], measured[others])
+        found.append(slope * own + intercept_ms)
+    return np.array(found)
 
 
 def recalibrate(table: LatencyTable, network: Network, measured: Sequence[NetworkTiming]) -> LatencyTable:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -14,10 +16,18 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from maestro_edge.devices import Device
-from maestro_edge.errors import DeviceError
+from maestro_edge.errors import DeviceError, RunnerError
 from maestro_edge.ordered import cut, ordered_layers, trace
 from maestro_edge.profiling.calibration import fit
-from maestro_edge.profiling.measuring import Conditions, measure_calmly
+from maestro_edge.profiling.edges import find_step, widest
+from maestro_edge.profiling.matching import assign, averaged
+from maestro_edge.profiling.measuring import (
+    Conditions,
+    Journal,
+    measure_calmly,
+    measure_operators,
+    pooled,
+)
 from maestro_edge.profiling.options import layer_options, random_ranks, uniform_ranks
 from maestro_edge.runtimes import MeasuringProtocol, Runtime, TracingRuntime
 from maestro_edge.values import (
@@ -26,6 +36,7 @@ from maestro_edge.values import (
     LatencyTable,
     LayerSpec,
     NetworkTiming,
+    Precision,
     Rank,
     Timing,
     write_atomically,
@@ -38,6 +49,11 @@ Ranks = dict[str, Rank]
 Key = tuple[LayerSpec, Rank]
 
 _PROBES_A_RUN = 48
+_ALONE = 3
+"""Mixed networks that are also run alone; each takes a start of the runtime."""
+_NOISE_SHARE = 0.02
+"""A noisy row is refused when its interquartile range is above this share of the dense network's time."""
+_EXPORTS = threading.Lock()
 _DENSE = "{}"
 """Name of the dense network, the control of every run: see `_name`."""
 
@@ -50,20 +66,22 @@ def profile(
     *,
     folder: Path,
     name: str = "model",
+    precision: Precision = "fp32",
     protocol: MeasuringProtocol | None = None,
     progress: Progress | None = None,
 ) -> LatencyTable:
     """Measure every distinct LayerSpec of an ordered model at its ranks and dense, and fit whole networks.
 
-    Where the runtime tells operator times, rows are taken inside whole networks; elsewhere each is a probe
-    of its own. `folder` keeps exported files and finished rows: an interrupted profile goes on there.
+    All files are exported in one `precision`. Where the runtime tells operator times, rows are taken inside whole
+    networks; elsewhere each is a probe of its own. `folder` keeps exported files and finished runs: an interrupted
+    profile goes on there.
 
     Raises:
         DeviceError: the device or the runtime failed.
         ExportError: the model cannot be exported.
     """
-    session = _Session(model, inputs, runtime, device, folder, name, protocol or MeasuringProtocol(), progress)
-    return session.run()
+    protocol = protocol or MeasuringProtocol()
+    return _Session(model, inputs, runtime, device, folder, name, precision, protocol, progress).run()
 
 
 def measure_networks(
@@ -81,12 +99,16 @@ def measure_networks(
     progress: Progress | None = None,
 ) -> tuple[NetworkTiming, ...]:
     """Export and measure the dense network, then `count` random rank sets that no calibration has seen."""
-    session = _Session(model, inputs, runtime, device, folder, name, protocol or MeasuringProtocol(), progress)
-    sets = [{}, *random_ranks(session.options, count, seed=seed)]
+    protocol = protocol or MeasuringProtocol()
+    session = _Session(model, inputs, runtime, device, folder, name, table.precision, protocol, progress)
+    options = {
+        layer.name: tuple(r for r in table.ranks(layer.spec) if r != DENSE) for layer in session.network.ordered
+    }
+    sets = [{}, *random_ranks(options, count, seed=seed)]
     session.total = len(sets) + 1
     session.conditions.fastest_ms = table.calibration(session.network).networks[0].timing.median_ms
     paths = session.export_networks(sets)
-    return session.whole(sets, paths, table)
+    return session.whole(sets, paths, table, stage=f"check-{seed}")
 
 
 class _Session:
@@ -98,52 +120,125 @@ class _Session:
         device: Device,
         folder: Path,
         name: str,
+        precision: Precision,
         protocol: MeasuringProtocol,
         progress: Progress | None,
     ) -> None:
         self.model, self.inputs, self.runtime, self.device = model, inputs, runtime, device
+        self.precision = precision
         self.protocol, self.progress = protocol, progress or (lambda done, total, what: None)
         self.conditions = Conditions(protocol)
         self.network = trace(model, inputs, name=name)
-        ranks = {layer: module.rank for layer, module in ordered_layers(model).items()}
-        self.options = layer_options(self.network, ranks, step=runtime.rank_step)
+        self.ranks = {layer: module.rank for layer, module in ordered_layers(model).items()}
+        self.options: Mapping[str, tuple[int, ...]] = {}
+        self.rank_step: int | None = None
         self.done = self.total = 0
-        self.folder = folder / f"{runtime.name}-{runtime.version}-{self._key()}"
-        self.journal = self.folder / "rows.json"
+        self.runtime_version = runtime.version_on(device)
+        shapes = _digest([self.network.fingerprint, self.ranks])
+        self.files = folder / f"{runtime.name}-{runtime.version}-{precision}-{shapes}"
+        self.folder = self.files / f"{device.facts().name}-{self._key()}"
+        self.rows_path = self.folder / "rows.json"
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.journal = Journal(self.folder)
 
     def _key(self) -> str:
-        """What must be equal for old files and rows to count: network, weights' ranks, device, protocol."""
-        facts = [
-            self.network.fingerprint,
-            self.options,
-            self.device.facts().name,
-            self.protocol.model_dump(exclude={"seed"}),
-        ]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
+        """What must be equal for old rows to count, besides the network and the device: versions and protocol."""
+        return _digest([self.runtime_version, self.protocol.model_dump(exclude={"seed"})])
 
     def run(self) -> LatencyTable:
+        self.rank_step = self._found_step()
+        self.options = layer_options(self.network, self.ranks, step=self.rank_step or self.runtime.rank_step)
         traced = isinstance(self.runtime, TracingRuntime)
         uniform = uniform_ranks(self.options)
         # Uniform sets alone span the sizes but not the mixtures; where they are not measured, more are mixed.
         mixed = random_ranks(self.options, 3 if traced else 5, seed=self.protocol.seed)
         sets = [*(uniform if traced else uniform[:2]), *mixed]
         probing = 0 if traced else math.ceil(len(self._wanted()) / _PROBES_A_RUN)
-        self.total = len(sets) + max(1, probing) + 1
+        self.total = self.done + len(sets) + max(1, probing) + 1
         paths = self.export_networks(sets)
         rows = self._finished()
         if set(rows) < self._wanted():
-            found = self._rows_in_model(uniform, paths) if traced else None
+            found = self._rows_in_model(uniform, paths)
             rows = self._rows_by_probe(rows, paths[_DENSE]) if found is None else found
             self._note(rows)
         table = self._table(rows)
-        networks = self.whole(sets, paths, table)
+        networks = self._with_alone(self.whole(sets, paths, table), paths)
         dense_ms = networks[0].timing.median_ms
+        self._refuse_noise(table, dense_ms)
+        self.journal.clear()
+        self.rows_path.unlink()
         rest_ms = max(0.0, dense_ms - networks[0].layers_ms)
         return table.model_copy(update={"calibrations": (fit(self.network, networks, rest_ms),)})
 
-    def _measure(self, paths: Mapping[str, Path]) -> dict[str, Timing]:
-        return measure_calmly(self.runtime, self.device, paths, control=_DENSE, conditions=self.conditions)
+    def _with_alone(
+        self, networks: Sequence[NetworkTiming], paths: Mapping[str, Path]
+    ) -> tuple[NetworkTiming, ...]:
+        """The dense network and the mixed ones are also run alone, for cold start, memory and energy.
+
+        A page in a browser cannot run one: its table has none of these.
+        """
+        some = {0, *range(len(networks) - _ALONE, len(networks))}
+        found = []
+        for index, item in enumerate(networks):
+            if index in some:
+                with suppress(RunnerError):
+                    alone = self.runtime.measure_alone(self.device, paths[_name(item.ranks)], self.protocol)
+                    item = item.model_copy(update={"alone": alone})
+            found.append(item)
+        return tuple(found)
+
+    def _found_step(self) -> int | None:
+        """The step of the staircase on this device, found once for a runtime's version and number of threads."""
+        spec = widest(self.network)
+        if spec is None:
+            return None
+        about = [
+            self.device.facts().name,
+            self.runtime.name,
+            self.runtime_version,
+            self.precision,
+            self.protocol.threads,
+        ]
+        known = self.files.parent / f"step-{_digest(about)}.json"
+        if known.exists():
+            return _STEP.validate_json(known.read_bytes())
+
+        def times_ms(ranks: Sequence[int]) -> dict[int, float]:
+            self._step("finding the steps of the staircase")
+            files = {}
+            for rank in ranks:
+                path = self.folder / f"edge-{rank}{self.runtime.suffix}"
+                if not path.exists():
+                    self.runtime.write_probe(spec, rank, path, self.precision)
+                files[str(rank)] = path
+            timings = self.runtime.measure(self.device, files, self.protocol)
+            return {rank: timings[str(rank)].median_ms for rank in ranks}
+
+        self.total = 5
+        step = find_step(times_ms, expected=self.runtime.rank_step)
+        write_atomically(known, _STEP.dump_json(step))
+        return step
+
+    def _refuse_noise(self, table: LatencyTable, dense_ms: float) -> None:
+        for row in table.rows:
+            spread = row.spread or 0.0
+            if spread > self.protocol.noise_limit and spread * row.ms > _NOISE_SHARE * dense_ms:
+                raise DeviceError(
+                    f"{self.device.name}: {row.spec} at rank {row.rank} varies by {100 * spread:.0f} % "
+                    f"of {row.ms:.3g} ms after {self.protocol.most_runs} runs: end what else runs there, then "
+                    "profile again; the exported files are kept"
+                )
+
+    def _measure(self, paths: Mapping[str, Path], stage: str) -> dict[str, Timing]:
+        return measure_calmly(
+            self.runtime,
+            self.device,
+            paths,
+            control=_DENSE,
+            conditions=self.conditions,
+            journal=self.journal,
+            stage=stage,
+        )
 
     def _step(self, what: str) -> None:
         self.done += 1
@@ -160,19 +255,24 @@ class _Session:
         """Files of whole networks by name, kept in the folder; times do not depend on the weights."""
         paths = {}
         for ranks in sets:
-            key = hashlib.sha256(json.dumps(ranks, sort_keys=True).encode()).hexdigest()[:12]
-            path = self.folder / f"network-{key}{self.runtime.suffix}"
-            if not path.exists():
-                self.runtime.export(cut(self.model, ranks).eval(), self.inputs, path)
+            path = self.files / f"network-{_digest(ranks)}{self.runtime.suffix}"
+            with _EXPORTS:  # several devices may be profiled at once: the first to come exports for all
+                if not path.exists():
+                    self._export(cut(self.model, ranks).eval(), path)
             paths[_name(ranks)] = path
             self._step("exporting whole networks")
         return paths
 
+    def _export(self, model: nn.Module, path: Path) -> None:
+        # Static ranges come from the example: accuracy does not matter here, and times do not depend on them.
+        calibration = self.inputs if self.precision == "int8-static" else None
+        self.runtime.export(model, self.inputs, path, self.precision, calibration=calibration)
+
     def whole(
-        self, sets: Sequence[Ranks], paths: Mapping[str, Path], table: LatencyTable
+        self, sets: Sequence[Ranks], paths: Mapping[str, Path], table: LatencyTable, *, stage: str = "whole"
     ) -> tuple[NetworkTiming, ...]:
         """Times of whole networks, interleaved in one run, beside the sum of their layers' rows."""
-        timings = self._measure(paths)
+        timings = self._measure(paths, stage)
         self._step("measuring whole networks")
         return tuple(
             NetworkTiming(
@@ -185,41 +285,25 @@ class _Session:
 
     def _rows_in_model(self, uniform: Sequence[Ranks], paths: Mapping[str, Path]) -> dict[Key, LatencyRow] | None:
         """Rows from the operators of whole networks; None when operators and layers do not correspond."""
-        runtime = self.runtime
-        assert isinstance(runtime, TracingRuntime)
-        files = {_name(ranks): paths[_name(ranks)] for ranks in uniform}
-
-        def run() -> tuple[float, dict[Key, list[float]]]:
-            samples: dict[Key, list[float]] = {}
-            operators = _measure_ops(runtime, self.device, files, self.protocol)
-            if not all(self._assign(ranks, operators[_name(ranks)], samples) for ranks in uniform):
-                return 0.0, {}
-            return sum(timing.median_ms for _, timing in operators[_DENSE]), samples
-
-        # The traced control is slower than the untraced one: it has conditions of its own.
-        runs = Conditions(self.protocol).calm_runs(run)
-        self._step("measuring operators in whole networks")
-        if not all(runs):
+        if not isinstance(self.runtime, TracingRuntime):
             return None
-        keys = list(runs[0])
-        return {key: _row(key, "in-model", Timing.of([s for each in runs for s in each[key]])) for key in keys}
+        files = {_name(ranks): paths[_name(ranks)] for ranks in uniform}
+        operators = measure_operators(
+            self.runtime, self.device, files, control=_DENSE, protocol=self.protocol, journal=self.journal
+        )
+        self._step("measuring operators in whole networks")
+        samples: dict[Key, list[Timing]] = {}
+        for ranks in uniform if operators is not None else ():
+            assert operators is not None
+            found = assign(self._keys(ranks), operators[_name(ranks)])
+            if found is None:
+                return None
+            for key, timing in averaged(found).items():
+                samples.setdefault(key, []).append(timing)
+        return {key: _row(key, "in-model", pooled(timings)) for key, timings in samples.items()} or None
 
     def _keys(self, ranks: Mapping[str, Rank]) -> list[Key]:
         return [(layer.spec, ranks.get(layer.name, DENSE)) for layer in self.network.layers]
-
-    def _assign(
-        self, ranks: Ranks, operators: Sequence[tuple[str, Timing]], samples: dict[Key, list[float]]
-    ) -> bool:
-        """Give a network's operators to its layers in execution order: one when dense, two at a rank."""
-        keys = self._keys(ranks)
-        if len(operators) != sum(1 if rank == DENSE else 2 for _, rank in keys):
-            return False
-        timings = iter(timing.samples_ms for _, timing in operators)
-        for key in keys:
-            first = next(timings)
-            both = first if key[1] == DENSE else [a + b for a, b in zip(first, next(timings), strict=True)]
-            samples.setdefault(key, []).extend(both)
-        return True
 
     def _rows_by_probe(self, rows: dict[Key, LatencyRow], dense: Path) -> dict[Key, LatencyRow]:
         missing = sorted(self._wanted() - set(rows), key=str)
@@ -227,10 +311,10 @@ class _Session:
             files, keys = {}, {}
             for index, (spec, rank) in enumerate(missing[start : start + _PROBES_A_RUN], start=start):
                 path = self.folder / f"probe-{index}{self.runtime.suffix}"
-                self.runtime.write_probe(spec, rank, path)
+                self.runtime.write_probe(spec, rank, path, self.precision)
                 files[path.stem], keys[path.stem] = path, (spec, rank)
             with_control = {**files, _DENSE: dense}
-            timings = self._measure(with_control)
+            timings = self._measure(with_control, f"probes-{start}")
             rows |= {key: _row(key, "probe", timings[name]) for name, key in keys.items()}
             self._note(rows)
             self._step("measuring layers")
@@ -239,11 +323,11 @@ class _Session:
         return rows
 
     def _note(self, rows: Mapping[Key, LatencyRow]) -> None:
-        write_atomically(self.journal, _ROWS.dump_json(tuple(rows.values())))
+        write_atomically(self.rows_path, _ROWS.dump_json(tuple(rows.values())))
 
     def _finished(self) -> dict[Key, LatencyRow]:
         try:
-            rows = _ROWS.validate_json(self.journal.read_bytes())
+            rows = _ROWS.validate_json(self.rows_path.read_bytes())
         except (OSError, ValueError):
             return {}  # nothing measured yet, or nothing that can be read: measure it again
         return {(row.spec, row.rank): row for row in rows if (row.spec, row.rank) in self._wanted()}
@@ -253,15 +337,22 @@ class _Session:
             source="measured",
             device=self.device.facts(),
             runtime=self.runtime.name,
-            runtime_version=self.runtime.version,
-            precision="fp32",
+            runtime_version=self.runtime_version,
+            precision=self.precision,
             threads=self.protocol.threads,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             rows=tuple(rows.values()),
+            runner_sha256=self.runtime.runner_sha256(self.device),
+            rank_step=self.rank_step,
         )
 
 
+_STEP: TypeAdapter[int | None] = TypeAdapter(int | None)
 _ROWS: TypeAdapter[tuple[LatencyRow, ...]] = TypeAdapter(tuple[LatencyRow, ...])
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _name(ranks: Mapping[str, Rank]) -> str:
@@ -270,13 +361,3 @@ def _name(ranks: Mapping[str, Rank]) -> str:
 
 def _row(key: Key, method: Literal["in-model", "probe"], timing: Timing) -> LatencyRow:
     return LatencyRow(spec=key[0], rank=key[1], method=method, timing=timing)
-
-
-def _measure_ops(
-    runtime: TracingRuntime, device: Device, files: Mapping[str, Path], protocol: MeasuringProtocol
-) -> dict[str, list[tuple[str, Timing]]]:
-    try:
-        return runtime.measure_ops(device, files, protocol)
-    except DeviceError:
-        # A runtime built without its tracer still runs: no operators means probes instead.
-        return {name: [] for name in files}

@@ -28,7 +28,7 @@ from maestro_edge.training import (
     start_tracking,
     train,
 )
-from maestro_edge.values import LatencyTable, Manifest, RankPlan, Sensitivity
+from maestro_edge.values import LatencyTable, Manifest, Precision, RankPlan, Sensitivity
 
 __all__ = [
     "PredictionCheck",
@@ -207,6 +207,7 @@ def profile_run(
     *,
     profiles: Path,
     protocol: MeasuringProtocol,
+    precision: Precision = "fp32",
     progress: Progress | None = None,
 ) -> LatencyTable:
     """Measure the run's model on a device, and write the table to `profiles`."""
@@ -217,19 +218,27 @@ def profile_run(
         device,
         folder=run.folder / "work",
         name=run.network.name,
+        precision=precision,
         protocol=protocol,
         progress=progress,
     )
-    table.save(profiles / table.file_name)
+    path = profiles / table.file_name
+    if path.exists():
+        table = table.over(LatencyTable.load(path))
+    table.save(path)
     return table
 
 
 class PredictionCheck(NamedTuple):
-    """Errors over networks the calibration has not seen; `drift` is how much slower dense is now than then."""
+    """Errors over networks the calibration has not seen; `drift` is how much slower dense is now than then.
+
+    `mape_at_equal_speed` leaves that drift out: times are taken in units of the dense network's, then and now.
+    """
 
     mape: float
     worst: float
     drift: float
+    mape_at_equal_speed: float
 
 
 def check_prediction(
@@ -255,9 +264,12 @@ def check_prediction(
         progress=progress,
     )
     calibration = table.calibration(run.network)
-    errors = [abs(calibration.whole_ms(item.layers_ms) / item.timing.median_ms - 1) for item in networks]
-    then_ms = calibration.networks[0].timing.median_ms
-    return PredictionCheck(fmean(errors), max(errors), dense.timing.median_ms / then_ms - 1)
+    ratios = [calibration.whole_ms(item.layers_ms) / item.timing.median_ms for item in networks]
+    drift = dense.timing.median_ms / calibration.networks[0].timing.median_ms
+    errors = [abs(ratio - 1) for ratio in ratios]
+    return PredictionCheck(
+        fmean(errors), max(errors), drift - 1, fmean(abs(ratio * drift - 1) for ratio in ratios)
+    )
 
 
 def load_table(run: Run, runtime: Runtime, device: Device, *, profiles: Path, threads: int) -> LatencyTable:
@@ -266,8 +278,8 @@ def load_table(run: Run, runtime: Runtime, device: Device, *, profiles: Path, th
     Raises:
         TableError: it was not made, or with another version.
     """
-    name = device.facts().name
-    path = profiles / f"{name}.{runtime.name}-{runtime.version}.fp32-t{threads}.json"
+    name, version = device.facts().name, runtime.version_on(device)
+    path = profiles / f"{name}.{runtime.name}-{version}.fp32-t{threads}.json"
     if not path.exists():
         others = sorted(found.name for found in profiles.glob(f"{name}.{runtime.name}-*.json"))
         hint = f" (found {', '.join(others)})" if others else ""
@@ -275,7 +287,7 @@ def load_table(run: Run, runtime: Runtime, device: Device, *, profiles: Path, th
             f"no table {path}{hint}: run 'maestro-edge profile {run.folder} --runtime {runtime.name}'"
         )
     table = LatencyTable.load(path)
-    table.require(runtime=runtime.name, runtime_version=runtime.version, threads=threads, device=name)
+    table.require(runtime=runtime.name, runtime_version=version, threads=threads, device=name)
     return table
 
 

@@ -1,0 +1,64 @@
+"""find_step(): which ranks are worth offering on a device, from the edges of its latency staircase."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+
+from maestro_edge.values import LayerSpec, Network
+
+__all__ = ["find_step", "rising_edges", "widest"]
+
+_FIRST, _LAST, _GRID = 16, 64, 8
+"""The ranks that are searched; an ordered layer of fewer is too small to tell."""
+
+_RISE = 0.06
+"""A step is a rise of 6 % or more: kernels of one tile differ by less than the noise of a calm machine."""
+
+
+def widest(network: Network) -> LayerSpec | None:
+    """The ordered layer that is searched: of those with enough ranks, the one that costs most."""
+    specs = [layer.spec for layer in network.ordered if layer.spec.full_rank > _LAST]
+    return max(specs, key=lambda spec: spec.macs(_LAST), default=None)
+
+
+def find_step(times_ms: Callable[[Sequence[int]], Mapping[int, float]], *, expected: int) -> int | None:
+    """The distance between the ranks after which a layer gets slower; None when no two edges are found.
+
+    `times_ms(ranks)` measures one layer at those ranks, together. First the two edges that the runtime's usual
+    kernels would have are looked at; where they are not, edges are searched between ranks 16 and 64.
+    """
+    if _has_edges(times_ms, expected):
+        return expected
+    edges = rising_edges(times_ms)
+    gaps = Counter(after - before for before, after in pairwise(edges))
+    return max(gaps, key=lambda gap: (gaps[gap], -gap)) if gaps else None
+
+
+def _has_edges(times_ms: Callable[[Sequence[int]], Mapping[int, float]], step: int) -> bool:
+    """Whether times rise after two and after three steps, and neither between them nor in the middle."""
+    two, middle, three = 2 * step, 2 * step + step // 2, 3 * step
+    ms = times_ms([two, two + 1, middle, middle + 1, three, three + 1])
+
+    def rises(low: int, high: int) -> bool:
+        return ms[high] > ms[low] * (1 + _RISE)
+
+    inside = ((two + 1, middle), (middle, middle + 1), (two + 1, three))
+    return rises(two, two + 1) and rises(three, three + 1) and not any(rises(*pair) for pair in inside)
+
+
+def rising_edges(times_ms: Callable[[Sequence[int]], Mapping[int, float]]) -> list[int]:
+    """The ranks r for which r + 1 takes longer, ascending: neighbours of a grid that differ are bisected."""
+    known: dict[int, float] = {}
+    wanted = [*range(_FIRST, _LAST + 1, _GRID), _LAST + 1]
+    while wanted:
+        known |= times_ms(wanted)
+        ranks = sorted(known)
+        wanted = [
+            (low + high) // 2
+            for low, high in pairwise(ranks)
+            if high - low > 1 and abs(known[high] / known[low] - 1) > _RISE / 2
+        ]
+    pairs = pairwise(sorted(known))
+    return [low for low, high in pairs if high - low == 1 and known[high] > known[low] * (1 + _RISE)]

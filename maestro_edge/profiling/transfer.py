@@ -1,0 +1,78 @@
+"""From one device to another: a handful of measurements there, and what is known of all else here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from maestro_edge.errors import TableError
+from maestro_edge.profiling.predictor import Floats, conformal_quantile
+from maestro_edge.values import Estimate
+
+__all__ = ["Transfer"]
+
+_SHRINKAGE = 0.1
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """ms there = reference × a factor that depends on how the references here relate to each other.
+
+    The first reference is the one most alike, such as the same number of threads; others tell what kind of
+    work it is: many small layers gain less from threads. All is linear in logarithms, shrunk towards a
+    constant factor, so that ten measurements suffice. With one reference the order of the items is kept.
+    """
+
+    weights: Floats
+    width: float
+    coverage: float
+
+    @classmethod
+    def fit(
+        cls, references_ms: Sequence[Sequence[float]], ms: Sequence[float], *, coverage: float = 0.8
+    ) -> Transfer:
+        """Fit on items (layers or networks) with their times by reference here, and measured there.
+
+        Raises:
+            TableError: a time is not positive, or there are too few items for the interval's coverage.
+        """
+        x, y = _columns(references_ms), np.log(_checked(np.asarray(ms, float)))
+        ratio = y - np.log(np.asarray(references_ms, float)[:, 0])
+        left_out = [
+            ratio[index] - x[index] @ _solve(np.delete(x, index, 0), np.delete(ratio, index))
+            for index in range(len(y))
+        ]
+        return cls(_solve(x, ratio), conformal_quantile(np.abs(left_out), coverage), coverage)
+
+    def predict(self, references_ms: Sequence[Sequence[float]]) -> list[Estimate]:
+        """Milliseconds there, with an interval, of items that were only timed here."""
+        x = _columns(references_ms)
+        middle = np.asarray(references_ms, float)[:, 0] * np.exp(x @ self.weights)
+        wide = float(np.exp(self.width))
+        return [
+            Estimate(ms=ms, low_ms=ms / wide, high_ms=ms * wide, coverage=self.coverage) for ms in middle.tolist()
+        ]
+
+
+def _columns(references_ms: Sequence[Sequence[float]]) -> Floats:
+    """1, log of the first reference, log of each other over the first."""
+    logs = np.log(_checked(np.asarray(references_ms, float)))
+    return np.concatenate([np.ones((len(logs), 1)), logs[:, :1], logs[:, 1:] - logs[:, :1]], axis=1)
+
+
+def _solve(x: Floats, ratio: Floats) -> Floats:
+    """Ridge regression whose constant is not shrunk; columns are centred so that it cannot matter."""
+    centre = x[:, 1:].mean(axis=0)
+    inner = x[:, 1:] - centre
+    slopes = np.linalg.solve(
+        inner.T @ inner + _SHRINKAGE * np.eye(inner.shape[1]), inner.T @ (ratio - ratio.mean())
+    )
+    return np.concatenate([[ratio.mean() - centre @ slopes], slopes])
+
+
+def _checked(ms: Floats) -> Floats:
+    if not (np.isfinite(ms).all() and (ms > 0).all()):
+        raise TableError("a time of 0 ms or less cannot be transferred: measure it again")
+    return ms
