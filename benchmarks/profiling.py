@@ -1,0 +1,203 @@
+"""How well a table predicts networks that it has not seen, how long it takes, and how it repeats.
+
+    python -m benchmarks.profiling [--cases resnet18-32 vit encoder resnet18-224] [--runtimes executorch litert]
+        [--precisions fp32 int8-static] [--count 20]
+
+Writes results/profiling.json and .png beside this file after every case; what is there already is kept. One
+thread, this machine. For each network, runtime and precision: a table is made (its seconds include all exports),
+`count` random rank assignments that no calibration has seen are exported, measured and compared with their
+prediction, and the table is made once more. Times do not depend on weights, so the networks are untrained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.nested_accuracy import RESULTS
+from maestro_edge.devices import LocalDevice
+from maestro_edge.ordered import order, trace
+from maestro_edge.profiling import measure_networks, profile
+from maestro_edge.recipes.vision import resnet18
+from maestro_edge.runtimes import MeasuringProtocol, load
+from maestro_edge.values import LatencyTable, NetworkTiming, Precision, write_atomically
+
+
+class Block(nn.Module):
+    """Attention and MLP, before each a LayerNorm: (N, L, D) → (N, L, D)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.rise, self.fall = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(x)
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        risen: Tensor = self.fall(torch.nn.functional.gelu(self.rise(self.norm2(x))))
+        return x + risen
+
+
+class Encoder(nn.Module):
+    """Four blocks of width 256 and a classifier of the mean token: (N, L, 256) → (N, 10)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(Block(256, 4) for _ in range(4)))
+        self.head = nn.Linear(256, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.blocks(x).mean(1))
+        return logits
+
+
+class Vit(nn.Module):
+    """The encoder on 4x4 patches of an image: (N, 3, 32, 32) → (N, 10)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 256, 4, stride=4)
+        self.encoder = Encoder()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.encoder(self.patches(x).flatten(2).transpose(1, 2))
+        return logits
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "resnet18-32": (resnet18, (1, 3, 32, 32)),
+    "vit": (Vit, (1, 3, 32, 32)),
+    "encoder": (Encoder, (1, 64, 256)),
+    "resnet18-224": (resnet18, (1, 3, 224, 224)),
+}
+
+
+def run(case: str, runtime_name: str, precision: Precision, count: int, folder: Path) -> dict[str, Any]:
+    """Two tables of one network, and the errors of the first on networks that it has not seen."""
+    make, shape = CASES[case]
+    torch.manual_seed(0)
+    model, inputs = order(make().eval()), (torch.randn(shape),)
+    runtime, device, protocol = load(runtime_name), LocalDevice(), MeasuringProtocol()
+
+    def table() -> LatencyTable:
+        return profile(
+            model, inputs, runtime, device, folder=folder, name=case, protocol=protocol, precision=precision
+        )
+
+    began = time.monotonic()
+    first = table()
+    seconds = time.monotonic() - began
+    dense, *networks = measure_networks(
+        model, inputs, first, runtime, device, folder=folder, count=count, name=case, protocol=protocol
+    )
+    again = table()
+    device.close()
+    network = trace(model, inputs, name=case)
+    drift = dense.timing.median_ms / first.calibration(network).networks[0].timing.median_ms
+    predicted = [first.calibration(network).whole_ms(item.layers_ms) for item in networks]
+    return {
+        "case": case,
+        "runtime": first.title,
+        "precision": precision,
+        "seconds": round(seconds, 1),
+        "rows": len(first.rows),
+        "methods": sorted({row.method for row in first.rows}),
+        "rank_step": first.rank_step,
+        "leave_one_out_mape": round(first.calibration(network).loo_mape, 4),
+        "disturbed": [first.disturbed, any(item.timing.disturbed for item in networks), again.disturbed],
+        "drift": round(drift - 1, 4),
+        "errors": errors(predicted, networks, 1.0),
+        "errors_at_equal_speed": errors(predicted, networks, drift),
+        "repeat": repeat(first, again),
+        "networks": [
+            {"ms": round(item.timing.median_ms, 4), "predicted": round(ms, 4)}
+            for item, ms in zip(networks, predicted, strict=True)
+        ],
+    }
+
+
+def errors(predicted: list[float], networks: list[NetworkTiming], speed: float) -> dict[str, float]:
+    """Mean and worst absolute percentage error, and the share within 10 %."""
+    found = [abs(ms * speed / item.timing.median_ms - 1) for ms, item in zip(predicted, networks, strict=True)]
+    return {
+        "mape": round(statistics.mean(found), 4),
+        "worst": round(max(found), 4),
+        "within_10": round(sum(error <= 0.1 for error in found) / len(found), 3),
+    }
+
+
+def repeat(first: LatencyTable, again: LatencyTable) -> dict[str, float]:
+    """Absolute difference of the rows of both tables: median over rows, and weighted by their milliseconds."""
+    pairs = [(row.ms, again.row(row.spec, row.rank).ms) for row in first.rows if row.ms > 0]
+    differences = [abs(b / a - 1) for a, b in pairs]
+    weighted = sum(abs(b - a) for a, b in pairs) / sum(a for a, _ in pairs)
+    return {"median": round(statistics.median(differences), 4), "weighted": round(weighted, 4)}
+
+
+def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Predicted against measured, all networks that no calibration has seen."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(5.6, 5.2))
+    for row in rows:
+        measured = [item["ms"] for item in row["networks"]]
+        label = f"{row['case']} {row['runtime'].partition('/')[2]} {row['precision']}"
+        axes.plot(measured, [item["predicted"] for item in row["networks"]], ".", label=label)
+    low, high = axes.get_xlim()
+    axes.plot([low, high], [low, high], color="black", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("measured ms")
+    axes.set_ylabel("predicted ms")
+    axes.legend(fontsize=6)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--runtimes", nargs="+", default=["executorch", "litert"])
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "int8-static", "int8-dynamic"])
+    parser.add_argument("--count", type=int, default=20)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    path = given.out / "profiling.json"
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
+    done = {(row["case"], row["runtime"].partition("/")[2].partition("-")[0], row["precision"]) for row in rows}
+    for case in given.cases:
+        for precision in given.precisions:
+            for runtime in given.runtimes:
+                if (case, runtime, precision) in done:
+                    continue
+                with tempfile.TemporaryDirectory() as folder:
+                    rows.append(run(case, runtime, precision, given.count, Path(folder)))
+                result = {
+                    "date": datetime.now(UTC).isoformat(timespec="seconds"),
+                    "device": LocalDevice().facts().model_dump(),
+                    "torch": torch.__version__,
+                    "threads": 1,
+                    "count": given.count,
+                    "rows": rows,
+                }
+                write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
+                draw(rows, given.out / "profiling.png")
+                print(json.dumps({key: value for key, value in rows[-1].items() if key != "networks"}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
