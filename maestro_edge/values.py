@@ -322,6 +322,7 @@ class DeviceFacts(Value):
     name: str
     soc: str
     arch: str
+    simd: str | None = Field(default=None, description="widest vector instructions of an x86: avx512 or avx2")
     cores: PositiveInt | None
     os: str
     build: str | None = Field(default=None, description="of a phone's or board's system image")

@@ -45,7 +45,7 @@ def torchrun(processes: int, *arguments: str) -> subprocess.CompletedProcess[str
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
 
@@ -96,7 +96,7 @@ def test_a_killed_training_leaves_a_checkpoint_that_loads_and_goes_on(tmp_path: 
     """SIGKILL at any moment: what the folder holds is whole, and the resumed run ends where it would have."""
     for delay_s in (0.0, 0.05, 0.13):
         process = subprocess.Popen([*JOB, str(tmp_path)], env=ENVIRONMENT, cwd=ROOT)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         before = (tmp_path / "checkpoint.json").stat().st_mtime if (tmp_path / "checkpoint.json").exists() else 0.0
         while process.poll() is None and time.monotonic() < deadline:
             path = tmp_path / "checkpoint.json"

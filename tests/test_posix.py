@@ -200,6 +200,24 @@ def test_facts_of_an_android_phone() -> None:
     assert (facts.big_cores, facts.temperature_c) == ((8,), 38.0)
 
 
+SERVER = """\
+arch=x86_64
+kernel=Linux 6.12.0
+cores=2
+cpu=AMD EPYC
+simd=avx512
+"""
+
+
+def test_facts_of_a_virtual_machine() -> None:
+    """Its processor hides its model, not its instructions: machines of one name may run different kernels."""
+    facts = parse_facts(SERVER, device="local")
+
+    assert (facts.name, facts.simd) == ("amd-epyc-avx512-2c", "avx512")
+    assert parse_facts(SERVER.replace("avx512", "avx2"), device="local").name == "amd-epyc-avx2-2c"
+    assert parse_facts(SERVER.replace("avx512", "; rm"), device="local").name == "amd-epyc-2c"
+
+
 @given(text=st.text() | st.sampled_from(["", "arch=x", "cores=2", "arch=x\ncores=0", "arch=x\ncores=²"]))
 def test_what_is_no_answer_of_the_script_is_refused_by_name(text: str) -> None:
     """Whatever a shell prints: facts or one clear error."""
@@ -207,7 +225,7 @@ def test_what_is_no_answer_of_the_script_is_refused_by_name(text: str) -> None:
         parse_facts(text, device="adb:1")
 
 
-KEYS = [line.partition("=")[0] for line in (PI + JETSON + PHONE).splitlines()]
+KEYS = [line.partition("=")[0] for line in (PI + JETSON + PHONE + SERVER).splitlines()]
 SPOILT = st.builds("{}={}".format, st.sampled_from(KEYS), st.text("0123456789-²٣x ", max_size=4) | st.text())
 
 

@@ -39,6 +39,10 @@ put cores "$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)"
 put board "$(first /proc/device-tree/model /sys/firmware/devicetree/base/model)"
 put cpu "$(sed -n 's/^model name[^:]*: *//p' /proc/cpuinfo 2>/dev/null | head -n 1)"
 put cpu "$(sysctl -n machdep.cpu.brand_string 2>/dev/null)"
+case " $(sed -n '/^flags/{p;q;}' /proc/cpuinfo 2>/dev/null) " in
+  *" avx512f "*) put simd avx512 ;;
+  *" avx2 "*) put simd avx2 ;;
+esac
 put soc "$(prop ro.soc.manufacturer) $(prop ro.soc.model)"
 put phone "$(prop ro.product.manufacturer) $(prop ro.product.model)"
 put build "$(prop ro.build.fingerprint)"
@@ -83,11 +87,15 @@ def parse_facts(text: str, *, device: str) -> DeviceFacts:
     soc = next(filter(None, map(found.get, ("soc", "board", "cpu", "phone"))), found["arch"])
     name = next(filter(None, map(found.get, ("phone", "board", "cpu"))), found["arch"])
     kernel, memory_kib = found.get("kernel", "unknown"), _number(found.get("memory_kib"))
+    simd = found.get("simd") if found.get("simd") in ("avx2", "avx512") else None
+    # Virtual machines hide their model: one name may stand for processors that run different kernels.
+    parts = filter(None, (slug(name), simd, f"{found['cores']}c"))
     system = f"Android {found['android']}" if "android" in found else found.get("os")
     return DeviceFacts(
-        name=f"{slug(name)}-{found['cores']}c",
+        name="-".join(parts),
         soc=soc,
         arch=found["arch"],
+        simd=simd,
         cores=int(found["cores"]),
         os=f"{system}, {kernel}" if system else kernel,
         build=found.get("build") or found.get("jetpack"),
