@@ -12,13 +12,14 @@ import torch
 from maestro_edge.devices import LocalDevice
 from maestro_edge.errors import CheckpointError, TableError
 from maestro_edge.planning import reachable_ms
+from maestro_edge.recipes.chains import Chain, chain_sampler
 from maestro_edge.recipes.data import Data, Split
 from maestro_edge.recipes.demo import spread_budgets
 from maestro_edge.recipes.run import Run, augment, create, open_run, remove
 from maestro_edge.recipes.steps import bundle_run, load_table, plan_run, profile_run, sensitivity_of, train_run
 from maestro_edge.recipes.variants import export_run, verify_run
 from maestro_edge.runtimes import MeasuringProtocol
-from maestro_edge.training import TrainSettings
+from maestro_edge.training import AlternatingSampler, ChainSampler, TrainSettings
 from maestro_edge.values import LatencyTable, Manifest, Sensitivity
 from tests.conftest import FakeRuntime
 
@@ -53,6 +54,48 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run.__dict__["data"] = replace(small(run.data), test=Untouchable())
     train_run(run, dense=DENSE, nested=NESTED)
     return run
+
+
+def test_training_spends_itself_on_nested_sizes_that_plans_want(trained: Run) -> None:
+    """The chain is found on training inputs after the dense training, falls layer by layer, and is kept."""
+    chain = Chain.load(trained.folder / "ordered" / "chain.json")
+
+    macs = [trained.network.macs(profile) for profile in chain.profiles]
+    assert chain.network == trained.network.fingerprint
+    assert len(macs) > 2 and macs == sorted(macs, reverse=True) and macs[0] < trained.network.macs({})
+    ChainSampler(chain.profiles)  # refuses what is not nested
+
+
+@pytest.mark.parametrize("change", [{"sampler": "shared"}, {"penalty": 0.1}, {"target": {"macs": 1e6}}])
+def test_only_the_default_without_a_size_of_its_own_has_a_chain(
+    trained: Run, change: dict[str, Any], tmp_path: Path
+) -> None:
+    """Another sampler is kept, and a λ or a target moves the ranks itself."""
+    settings = TrainSettings.model_validate({**NESTED.model_dump(), **change})
+
+    assert chain_sampler(trained, settings, tmp_path)(trained.ordered) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_chain_is_read_again_when_training_goes_on(trained: Run, tmp_path: Path) -> None:
+    """By a resumed run, whose network is not ordered yet; a chain of another network is refused."""
+    path = tmp_path / "chain.json"
+    chain = Chain.load(trained.folder / "ordered" / "chain.json")
+    chain.save(path)
+
+    sampler = chain_sampler(trained, NESTED, tmp_path)(trained.new_model())
+
+    assert isinstance(sampler, AlternatingSampler) and sampler.profiles == chain.profiles
+    chain.model_copy(update={"network": "0" * 12}).save(path)
+    with pytest.raises(CheckpointError, match=r"chain\.json is of another network"):
+        chain_sampler(trained, NESTED, tmp_path)(trained.ordered)
+
+
+def test_a_training_that_began_without_a_chain_goes_on_without(trained: Run, tmp_path: Path) -> None:
+    """As the checkpoint of an older version did."""
+    (tmp_path / "checkpoint.json").write_text("{}")
+
+    assert chain_sampler(trained, NESTED, tmp_path)(trained.ordered) is None
 
 
 class Planned:

@@ -15,6 +15,7 @@ from maestro_edge.errors import CheckpointError, TableError
 from maestro_edge.ordered import cut, order, ordered_layers, trace
 from maestro_edge.planning import measure_sensitivity, plan
 from maestro_edge.profiling import measure_networks, profile
+from maestro_edge.recipes.chains import chain_sampler
 from maestro_edge.recipes.run import Progress, Run
 from maestro_edge.reporting import write_report
 from maestro_edge.runtimes import MeasuringProtocol, Runtime, load, package_version
@@ -85,15 +86,18 @@ def train_run(
     if weights is not None or dense is not None:
         scores["dense"] = run.score(model, run.data.validation)
         calibration = run.calibration()
-    start = run.folder / "ordered" / "checkpoint.json"
-    ordered = model if start.exists() else order(model.eval(), calibration=calibration)
+    folder = run.folder / "ordered"
+    chained = chain_sampler(run, nested, folder, table=table, progress=progress)
+    resumed = (folder / "checkpoint.json").exists()
+    ordered = model if resumed else order(model.eval(), calibration=calibration)
     ordered, _ = train(
         ordered,
         data,
         nested,
         name=run.facts.model,
-        folder=run.folder / "ordered",
+        folder=folder,
         rebuild=run.new_model,
+        sampler=None if calibration is None else chained,
         table=table,
         progress=_reporting(progress, "nested training"),
     )
@@ -132,6 +136,7 @@ def train_recipe(
     if ordered and not settings.dense_share:
         model = order(model)
     accelerator = _tracking(tracker, run.folder)
+    chained = chain_sampler(run, settings, folder, table=table, progress=progress)
     model, _ = train(
         model,
         run.train_set(),
@@ -139,6 +144,7 @@ def train_recipe(
         name=run.facts.model,
         folder=folder,
         rebuild=run.new_model,
+        sampler=chained if ordered and settings.dense_share else None,
         table=table,
         accelerator=accelerator,
         progress=_reporting(progress, run.facts.model.rpartition(":")[2]),

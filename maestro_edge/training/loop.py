@@ -68,6 +68,10 @@ class TrainSettings(Value):
     seed: int = 0
 
 
+MakeSampler = Callable[[nn.Module], Sampler | None]
+"""What makes a sampler of the ordered network; None leaves the choice to the settings."""
+
+
 @dataclass(frozen=True)
 class TrainSet:
     """(N, …) inputs and (N,) or (N, T) targets, where -100 does not count.
@@ -103,7 +107,7 @@ def train(
     rebuild: Callable[[], nn.Module] | None = None,
     progress: Progress | None = None,
     accelerator: Accelerator | None = None,
-    sampler: Sampler | None = None,
+    sampler: Sampler | MakeSampler | None = None,
     table: LatencyTable | None = None,
     save_every_s: float = 600.0,
 ) -> tuple[nn.Module, tuple[Epoch, ...]]:
@@ -114,8 +118,9 @@ def train(
     run. `rebuild` makes the untrained dense model that a checkpoint is loaded into (needed to resume an
     ordered, shrunk model). `progress(step, steps, loss)` is called once a step. Under torchrun every process
     calls train() alike: they share each batch, draw the same ranks, and the first writes. `accelerator` brings
-    its own precision, devices and trackers; `sampler` one that the settings cannot name; `table` is what a
-    target in ms is meant on.
+    its own precision, devices and trackers; `sampler` is one that the settings cannot name, or makes one of the
+    ordered network that the ranks start from, in the first process first; `table` is what a target in ms is
+    meant on. The model comes back to the device that it was on.
 
     Raises:
         TrainingError: the data is smaller than one batch, the loss is not finite, the target is out of reach.
@@ -205,11 +210,15 @@ def _train(
     rebuild: Callable[[], nn.Module] | None,
     progress: Progress | None,
     accelerator: Accelerator | None,
-    sampler: Sampler | None,
+    sampler: Sampler | MakeSampler | None,
     table: LatencyTable | None,
     save_every_s: float,
 ) -> tuple[nn.Module, tuple[Epoch, ...]]:
-    run = _Run(model, data, settings, name, folder, accelerator or _accelerator(), sampler, table, save_every_s)
+    accelerator, home = accelerator or _accelerator(), next(model.parameters()).device
+    if callable(sampler):
+        with accelerator.main_process_first():
+            sampler = sampler(model)
+    run = _Run(model, data, settings, name, folder, accelerator, sampler, table, save_every_s)
     if folder is not None and (folder / "checkpoint.json").exists():
         run.resume(folder, rebuild or (lambda: model))
     generators = torch.get_rng_state()
@@ -220,7 +229,7 @@ def _train(
                 run.save()
                 raise KeyboardInterrupt
     torch.set_rng_state(generators)
-    return run.module, tuple(run.history)
+    return run.module.to(home), tuple(run.history)
 
 
 def _accelerator() -> Accelerator:
