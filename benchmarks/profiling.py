@@ -28,12 +28,13 @@ from benchmarks.nested_accuracy import RESULTS
 from maestro_edge.devices import LocalDevice
 from maestro_edge.ordered import order, trace
 from maestro_edge.profiling import measure_networks, profile
-from maestro_edge.recipes.vision import resnet18
+from maestro_edge.recipes.models import Block
+from maestro_edge.recipes.vision import ResNet, resnet18
 from maestro_edge.runtimes import MeasuringProtocol, load
 from maestro_edge.values import LatencyTable, NetworkTiming, Precision, write_atomically
 
 
-class Block(nn.Module):
+class Layer(nn.Module):
     """Attention and MLP, before each a LayerNorm: (N, L, D) → (N, L, D)."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -50,15 +51,15 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Four blocks of width 256 and a classifier of the mean token: (N, L, 256) → (N, 10)."""
+    """Four layers of width 256 and a classifier of the mean token: (N, L, 256) → (N, 10)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*(Block(256, 4) for _ in range(4)))
+        self.layers = nn.Sequential(*(Layer(256, 4) for _ in range(4)))
         self.head = nn.Linear(256, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.blocks(x).mean(1))
+        logits: Tensor = self.head(self.layers(x).mean(1))
         return logits
 
 
@@ -75,11 +76,17 @@ class Vit(nn.Module):
         return logits
 
 
+def resnet18_large() -> nn.Module:
+    """ResNet-18 of ImageNet: 11.69 M parameters, 1.8 GMACs at 224 x 224."""
+    widths, depths = (64, 128, 256, 512), (2, 2, 2, 2)
+    return ResNet(Block, channels=3, classes=1000, stem=64, widths=widths, depths=depths, large=True)
+
+
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "resnet18-32": (resnet18, (1, 3, 32, 32)),
     "vit": (Vit, (1, 3, 32, 32)),
     "encoder": (Encoder, (1, 64, 256)),
-    "resnet18-224": (resnet18, (1, 3, 224, 224)),
+    "resnet18-224": (resnet18_large, (1, 3, 224, 224)),
 }
 
 

@@ -319,7 +319,10 @@ def train(
         float | None, typer.Option(min=0, max=0.99, help="Share of a recipe's epochs before it is ordered.")
     ] = None,
     track: Annotated[str | None, typer.Option(help="A recipe's tracker, such as tensorboard.")] = None,
-    runtime: Annotated[str, typer.Option(help="Whose table --target-ms is meant on.")] = "executorch",
+    chain_ms: Annotated[
+        bool, typer.Option("--chain-ms", help="Train the sizes that are cheap on --runtime's table, not in MACs.")
+    ] = False,
+    runtime: Annotated[str, typer.Option(help="Whose table --target-ms and --chain-ms mean.")] = "executorch",
     profiles: Profiles = Path("profiles"),
     seed: Seed = 0,
 ) -> None:
@@ -339,12 +342,21 @@ def train(
     if ":" in model:
         dense_changes = {"lr": lr, "batch_size": batch_size}
         _train_model(
-            model, data or "digits", out, changes, dense_changes, dense_epochs, weights, runtime, profiles
+            model,
+            data or "digits",
+            out,
+            changes,
+            dense_changes,
+            dense_epochs,
+            weights,
+            chain_ms,
+            runtime,
+            profiles,
         )
         return
     if dense_share is not None:
         changes["dense_share"] = dense_share
-    _train_recipe(model, data, out, changes, way, track, runtime, profiles)
+    _train_recipe(model, data, out, changes, way, track, chain_ms, runtime, profiles)
 
 
 def _train_recipe(
@@ -354,6 +366,7 @@ def _train_recipe(
     changes: dict[str, Any],
     way: Literal["ordered", "dense", "paper"],
     track: str | None,
+    chain_ms: bool,
     runtime: str,
     profiles: Path,
 ) -> None:
@@ -372,7 +385,7 @@ def _train_recipe(
     source = data if data.startswith(f"{recipe.data}:") or not Path(data).exists() else f"{recipe.data}:{data}"
     settings = _changed(getattr(recipe, way), changes)
     run = create(out, data=source, model=recipe.model, seed=settings.seed)
-    table = _target_table(run, settings, runtime, profiles)
+    table = _measured_table(run, settings, chain_ms, runtime, profiles)
     with _steps() as step:
         found = train_recipe(
             run, settings, ordered=way != "dense", table=table, tracker=track, progress=step(recipe.name)
@@ -393,6 +406,7 @@ def _train_model(
     dense_changes: dict[str, Any],
     dense_epochs: int | None,
     weights: Path | None,
+    chain_ms: bool,
     runtime: str,
     profiles: Path,
 ) -> None:
@@ -406,7 +420,7 @@ def _train_model(
     dense_changes = {"epochs": dense_epochs, **dense_changes}
     dense_changes = {name: value for name, value in dense_changes.items() if value is not None}
     dense = None if paper or weights else _changed(DENSE_TRAINING, dense_changes)
-    table = _target_table(run, nested, runtime, profiles)
+    table = _measured_table(run, nested, chain_ms, runtime, profiles)
     with _steps() as step:
         scores = train_run(run, dense=dense, nested=nested, weights=weights, table=table, progress=step("train"))
     for name, score in scores.items():
@@ -425,8 +439,10 @@ def _changed(settings: TrainSettings, changes: dict[str, Any]) -> TrainSettings:
         raise
 
 
-def _target_table(run: Run, settings: TrainSettings, runtime: str, profiles: Path) -> LatencyTable | None:
-    if settings.target is None or settings.target.ms is None:
+def _measured_table(
+    run: Run, settings: TrainSettings, chain_ms: bool, runtime: str, profiles: Path
+) -> LatencyTable | None:
+    if not chain_ms and (settings.target is None or settings.target.ms is None):
         return None
     from maestro_edge.recipes.steps import load_runtimes, load_table
 

@@ -335,6 +335,13 @@ def test_ctrl_c_stops_the_other_long_steps(run: Path, step: str) -> None:
     assert all(path.stat().st_mtime_ns == before for path, before in kept.items())
 
 
+def test_a_chain_in_milliseconds_needs_a_table(tmp_path: Path) -> None:
+    """That is said before the training, with the command that makes one."""
+    line = refused(here("train", "--out", "run", "--epochs", "1", "--chain-ms", folder=tmp_path))
+
+    assert "no table" in line and "maestro-edge profile" in line
+
+
 def test_given_weights_start_the_ordered_model(tmp_path: Path) -> None:
     """Dense weights of one's own replace the dense training; weights of another shape are refused by tensor."""
     model, _ = resnet8()

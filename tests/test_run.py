@@ -119,6 +119,26 @@ def planned(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Planned:
     return Planned(trained, tmp_path_factory.mktemp("tables"))
 
 
+def test_a_chain_can_come_from_measured_milliseconds(planned: Planned, tmp_path: Path) -> None:
+    """Its ranks are those of the table, and its sizes fall in ms."""
+    sampler = chain_sampler(planned.run, NESTED, tmp_path, table=planned.table)(planned.run.ordered)
+
+    assert isinstance(sampler, AlternatingSampler)
+    ms = [planned.table.layers_ms(planned.run.network, profile) for profile in sampler.profiles]
+    assert len(ms) > 2 and ms == sorted(ms, reverse=True)
+    assert ms[0] < planned.table.layers_ms(planned.run.network, {})
+
+
+def test_a_table_of_other_layers_makes_no_chain(planned: Planned, tmp_path: Path) -> None:
+    """It is refused by the layer, and nothing is kept."""
+    other = planned.table.model_copy(update={"rows": planned.table.rows[:1]})
+
+    with pytest.raises(TableError, match="no row for"):
+        chain_sampler(planned.run, NESTED, tmp_path, table=other)(planned.run.ordered)
+
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_test_split_chooses_nothing(planned: Planned) -> None:
     """Training, profiling, sensitivity and planning end without one look at it."""
     assert [item.budget_ms for item in planned.plans] == list(planned.budgets)

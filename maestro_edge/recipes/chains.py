@@ -47,6 +47,7 @@ def chain_sampler(
 
     Raises:
         CheckpointError: the folder holds the chain of another network.
+        TableError: the table lacks a layer of the network, or has no rank that is faster than dense.
     """
 
     def make(model: nn.Module) -> Sampler | None:
@@ -84,6 +85,8 @@ def _find(run: Run, model: nn.Module, table: LatencyTable | None, progress: Prog
     )
     try:
         profiles = chain(network, sensitivity, table=table, profiles=_PROFILES)
-    except TableError:  # so small a network that no rank of any layer is cheaper than the layer
-        profiles = ()
+    except TableError:
+        if table is not None:
+            raise
+        profiles = ()  # so small a network that no rank of any layer is cheaper than the layer
     return Chain(network=network.fingerprint, profiles=profiles)
