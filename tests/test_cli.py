@@ -211,7 +211,7 @@ def test_a_table_of_another_schema_or_version_is_refused(run: Path, change: str)
 def test_a_damaged_checkpoint_is_refused(run: Path, damage: str) -> None:
     """Truncated JSON or weights: one line, nothing exported."""
     folder = run / "runs" / "demo" / "ordered"
-    path = next(folder.glob("*.json" if damage == "json" else "weights-*"))
+    path = next(folder.glob("checkpoint.json" if damage == "json" else "weights-*"))
     path.write_bytes(path.read_bytes()[:-20])
     shutil.rmtree(run / "runs" / "demo" / "files")
 
