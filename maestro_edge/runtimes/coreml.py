@@ -24,7 +24,10 @@ SAMPLES_AT_ONCE: Final = 16
 """Samples evaluated side by side: every activation of the network is held for each of them."""
 
 
-_ELSEWHERE = "Core ML runs on Apple's devices: plan on another runtime's table"
+_ELSEWHERE = (
+    "Core ML runs on Apple's devices: 'maestro-edge profiles probes' writes what an iPhone measures by itself, "
+    "or plan on another runtime's table"
+)
 
 
 class CoreML:
@@ -105,7 +108,7 @@ class CoreML:
         """
         raise DeviceError(
             f"{len(paths)} Core ML package(s) cannot be timed from this machine: "
-            "plan on another runtime's table, and measure the packages on the iPhone with Xcode"
+            "measure layers on the iPhone ('maestro-edge profiles probes'), or the packages with Xcode"
         )
 
     def measure_alone(self, device: object, path: Path, protocol: object) -> NoReturn:
