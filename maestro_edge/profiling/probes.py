@@ -19,13 +19,13 @@ from typing import Annotated, NamedTuple, Self
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, StringConstraints, model_validator
 from torch import Tensor, nn
 
-from maestro_edge.errors import DataError
+from maestro_edge.errors import DataError, ExportError
 from maestro_edge.ordered import cut, ordered_layers, trace
 from maestro_edge.profiling.measuring import PROBES_A_RUN
 from maestro_edge.profiling.options import calibrating_ranks, layer_options, wanted_rows
 from maestro_edge.runtimes import MeasuringProtocol, Runtime, digest
 from maestro_edge.runtimes.probe import probe_input_shape
-from maestro_edge.values import LayerSpec, Network, Precision, Rank, Saved, Value
+from maestro_edge.values import DENSE, LayerSpec, Network, Precision, Rank, Saved, Value
 
 __all__ = ["PROBES", "FileName", "ProbeBundle", "Sha256", "write_probes"]
 
@@ -147,8 +147,10 @@ def write_probes(
 
     Raises:
         DataError: the folder holds something else, or cannot be written.
-        ExportError: the model or a layer cannot be exported in this precision.
+        ExportError: the model or a layer cannot be exported in this precision, or it takes several inputs.
     """
+    if len(inputs) != 1:
+        raise ExportError(f"{name} takes {len(inputs)} inputs: probes are of networks that take one")
     protocol = protocol or MeasuringProtocol()
     network = trace(model, inputs, name=name)
     ranks = {layer: module.rank for layer, module in ordered_layers(model).items()}
@@ -189,20 +191,21 @@ def _networks(
     precision: Precision,
     sets: Sequence[dict[str, Rank]],
 ) -> tuple[list[NetworkProbe], list[_Export]]:
-    """A small network may be drawn twice: it is then one file, which counts twice, as in profile()."""
+    """A network that was drawn twice is one file, which counts twice, as in profile()."""
     shape = tuple(inputs[0].shape)
 
     def write(ranks: dict[str, Rank], path: Path) -> None:
         runtime.export(cut(model, ranks).eval(), inputs, path, precision)
 
+    files: dict[str, str] = {}
     probes: list[NetworkProbe] = []
     exports: list[_Export] = []
     for ranks in sets:
-        known = next((item.file for item in probes if item.ranks == ranks), None)
-        file = known or f"network-{len(exports):03}{runtime.suffix}"
-        probes.append(NetworkProbe(ranks=ranks, file=file))
-        if known is None:
-            exports.append(_Export(file, shape, partial(write, ranks)))
+        low = json.dumps({name: rank for name, rank in ranks.items() if rank != DENSE}, sort_keys=True)
+        if low not in files:
+            files[low] = f"network-{len(files):03}{runtime.suffix}"
+            exports.append(_Export(files[low], shape, partial(write, ranks)))
+        probes.append(NetworkProbe(ranks=ranks, file=files[low]))
     return probes, exports
 
 

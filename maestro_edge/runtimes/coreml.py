@@ -115,7 +115,9 @@ class CoreML:
         raise DeviceError(_ELSEWHERE)
 
     def write_probe(self, spec: LayerSpec, rank: Rank, path: Path, precision: Precision = "fp32") -> None:
-        self.export(*probe_module(spec, rank), path, precision)
+        module, inputs = probe_module(spec, rank)
+        # the example is NHWC in memory, which coremltools refuses; Core ML chooses the layout by itself
+        self.export(module, tuple(each.contiguous() for each in inputs), path, precision)
 
 
 def _convert(model: nn.Module, inputs: tuple[Tensor, ...], package: Path, precision: Precision, name: str) -> None:
