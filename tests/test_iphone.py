@@ -109,9 +109,7 @@ def test_a_bundle_holds_every_layer_at_its_ranks_and_the_networks_that_calibrate
     network = trace(ordered(), EXAMPLE)
     options = layer_options(network, {layer.name: layer.spec.full_rank for layer in network.ordered}, step=16)
     assert {(item.spec, item.rank) for item in bundle.layers} == wanted_rows(network, options)
-    assert all(
-        (probes / item.file).exists() and digest(probes / item.file) == item.sha256 for item in bundle.files
-    )
+    assert all(digest(probes / item.file) == item.sha256 for item in bundle.files)
     assert bundle.fingerprint == bundle.network.fingerprint == network.fingerprint
     assert len(bundle.networks) == 7
     assert len({item.file for item in bundle.networks}) == 3  # of one layer with two ranks
@@ -409,7 +407,7 @@ def test_a_run_is_carried_to_the_phone_and_planned_on_its_answers(
 ) -> None:
     """Real packages, a simulated phone, then the command line's plan of Core ML."""
     out = maestro("profiles", "probes", run.folder, "--model", MODEL, "--out", tmp_path / "p", capfd=capfd)
-    assert "3 layers and 7 whole networks" in out and "6/6" not in out.split("→")[1]
+    assert "coreml probes" in out and "5/5" in out and "3 layers and 7 whole networks" in out
     bundle = ProbeBundle.load(tmp_path / "p" / PROBES)
     assert all((tmp_path / "p" / item.file / "Manifest.json").exists() for item in bundle.files)
     (tmp_path / "p" / "answers.json").write_text(json.dumps(answers(tmp_path / "p", layers_ms(bundle))))

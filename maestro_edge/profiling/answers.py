@@ -19,7 +19,7 @@ from maestro_edge.errors import TableError
 from maestro_edge.profiling.calibration import calibrated
 from maestro_edge.profiling.foreign.reading import read_json
 from maestro_edge.profiling.measuring import Conditions, pooled_runs, refuse_noise, whole_run
-from maestro_edge.profiling.probes import PROBES, FileName, ProbeBundle, Sha256
+from maestro_edge.profiling.probes import PROBES, FileName, ProbeBundle, Schedule, Sha256
 from maestro_edge.runtimes import MeasuringProtocol
 from maestro_edge.values import (
     NOT_TOLD,
@@ -162,28 +162,31 @@ def _one_line(text: str) -> str:
 
 def _stages(path: Path, bundle: ProbeBundle, runs: Sequence[PhoneRun]) -> list[list[PhoneRun]]:
     """The runs of each stage, complete."""
-    schedule = bundle.schedule
     for index, run in enumerate(runs):
-        where = f"{path}: run {index}"
-        if run.stage >= len(schedule.stages):
-            raise TableError(f"{where}: of stage {run.stage}, the probes have {len(schedule.stages)}")
-        if run.low_power:
-            raise TableError(f"{where}: in low-power mode: end it in the phone's settings and measure again")
-        differ = set(schedule.stages[run.stage]) ^ set(run.samples_ns)
-        if differ:
-            what = "no samples of" if min(differ) in schedule.stages[run.stage] else "its stage has no"
-            raise TableError(f"{where}: {what} {min(differ)} ({len(differ)} such): measure again")
-        for name, samples in run.samples_ns.items():
-            repeats, rest = divmod(len(samples), schedule.rounds)
-            if rest or repeats not in _REPEATS:
-                raise TableError(f"{where}: {len(samples)} samples of {name} in {schedule.rounds} rounds")
-    stages = [[run for run in runs if run.stage == stage] for stage in range(len(schedule.stages))]
+        _check_run(f"{path}: run {index}", bundle.schedule, run)
+    wanted = bundle.schedule.runs
+    stages = [[run for run in runs if run.stage == stage] for stage in range(len(bundle.schedule.stages))]
     for stage, found in enumerate(stages):
-        if len(found) != schedule.runs:
-            raise TableError(
-                f"{path}: {len(found)} runs of stage {stage}, not {schedule.runs}: was it ended early?"
-            )
+        if len(found) != wanted:
+            raise TableError(f"{path}: {len(found)} runs of stage {stage}, not {wanted}: was it ended early?")
     return stages
+
+
+def _check_run(where: str, schedule: Schedule, run: PhoneRun) -> None:
+    if run.stage >= len(schedule.stages):
+        raise TableError(f"{where}: of stage {run.stage}, the probes have {len(schedule.stages)}")
+    if run.low_power:
+        raise TableError(f"{where}: in low-power mode: end it in the phone's settings and measure again")
+    asked = schedule.stages[run.stage]
+    differ = set(asked) ^ set(run.samples_ns)
+    if differ:
+        name = min(differ)
+        what = "no samples of" if name in asked else "its stage has no"
+        raise TableError(f"{where}: {what} {name} ({len(differ)} such): measure again")
+    for name, samples in run.samples_ns.items():
+        repeats, rest = divmod(len(samples), schedule.rounds)
+        if rest or repeats not in _REPEATS:
+            raise TableError(f"{where}: {len(samples)} samples of {name} in {schedule.rounds} rounds")
 
 
 def _protocol(bundle: ProbeBundle) -> MeasuringProtocol:

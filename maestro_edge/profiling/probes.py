@@ -27,7 +27,7 @@ from maestro_edge.runtimes import MeasuringProtocol, Runtime, digest
 from maestro_edge.runtimes.probe import probe_input_shape
 from maestro_edge.values import DENSE, LayerSpec, Network, Precision, Rank, Saved, Value
 
-__all__ = ["PROBES", "FileName", "ProbeBundle", "Sha256", "write_probes"]
+__all__ = ["PROBES", "FileName", "ProbeBundle", "Schedule", "Sha256", "write_probes"]
 
 PROBES = "probes.json"
 _EXPORTED = "exported.json"
