@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
 import typer
 from typer.core import TyperGroup
 
-from maestro_edge.cli_profiles import COMMANDS
+from maestro_edge.cli_profiles import COMMANDS, Step
 from maestro_edge.errors import MaestroError
 
 if TYPE_CHECKING:
@@ -122,17 +122,22 @@ def _command(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def _printing(function: Callable[P, Iterator[object]]) -> Callable[P, None]:
-    """Print what a command yields."""
+    """Print what a command yields, and what its steps return."""
 
     @functools.wraps(function)
     def printing(*args: P.args, **kwargs: P.kwargs) -> None:
         for shown in function(*args, **kwargs):
+            if isinstance(shown, Step):
+                with _steps() as step:
+                    shown = shown.work(step(shown.title))
             _console().print(shown)
 
     return printing
 
 
-profiles_app = typer.Typer(help="Look at, compare, check and import latency tables.", no_args_is_help=True)
+profiles_app = typer.Typer(
+    help="Look at, compare, check and import latency tables; probes for iPhones.", no_args_is_help=True
+)
 for _name, _function in COMMANDS.items():
     profiles_app.command(_name)(_guarded(_printing(_function)))
 app.add_typer(profiles_app, name="profiles")
@@ -589,7 +594,10 @@ def _profile_on(
 def plan(
     run: RunFolder,
     budget_ms: Annotated[list[str], typer.Option(help="Latency budget in milliseconds; repeat it.")],
-    runtime: Timed = None,
+    runtime: Annotated[
+        list[str] | None,
+        typer.Option(help="executorch, litert, or coreml where an iPhone was measured; repeat it."),
+    ] = None,
     device: DeviceName = "local",
     profiles: Profiles = Path("profiles"),
     threads: Threads = 1,

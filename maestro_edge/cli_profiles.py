@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
@@ -13,7 +13,15 @@ from maestro_edge.errors import TableError
 if TYPE_CHECKING:
     from maestro_edge.values import LatencyRow, LatencyTable
 
-__all__ = ["COMMANDS"]
+__all__ = ["COMMANDS", "Step"]
+
+
+class Step(NamedTuple):
+    """Work that takes a while: it reports (done, total, what) and returns what is to be printed."""
+
+    title: str
+    work: Callable[[Callable[[int, int, str], None]], object]
+
 
 Folder = Annotated[Path, typer.Option("--profiles", help="Folder of latency tables.")]
 TableFile = Annotated[Path, typer.Argument(help="A latency table (JSON).", show_default=False)]
@@ -127,12 +135,52 @@ def validate(
         raise TableError(f"{wrong} of {len(files)} tables are not sound")
 
 
+def probes(
+    run: Annotated[Path, typer.Argument(help="Run folder, as made by 'train'.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="Folder to make; default RUN/probes.")] = None,
+    runtime: Annotated[Literal["coreml"], typer.Option(help="Whose files; others need no carrying.")] = "coreml",
+    precision: Annotated[
+        Literal["fp32", "int8-dynamic"], typer.Option(help="Of the files that are measured.")
+    ] = "fp32",
+    model: Annotated[str | None, typer.Option(help="The run's own package.module:function.")] = None,
+) -> Iterator[object]:
+    """Write what an iPhone has to measure, a folder for apps/ios; an interrupted one goes on there."""
+    from maestro_edge.profiling.probes import PROBES, write_probes
+    from maestro_edge.recipes.run import open_run
+    from maestro_edge.runtimes import load
+
+    opened, folder = open_run(run, model=model), out or run / "probes"
+    exporter = load(runtime)
+    _ = exporter.version  # a missing package is told before any work
+
+    def work(progress: Callable[[int, int, str], None]) -> str:
+        bundle = write_probes(
+            opened.ordered,
+            opened.example,
+            exporter,
+            folder=folder,
+            name=opened.network.name,
+            precision=precision,
+            progress=progress,
+        )
+        return (
+            f"{len(bundle.layers)} layers and {len(bundle.networks)} whole networks of {bundle.network.name}, "
+            f"{precision}  →  {folder / PROBES}\napps/ios/README.md tells how an iPhone measures them; then "
+            f"'maestro-edge profiles import answers.json --format iphone --probes {folder}'"
+        )
+
+    yield Step(f"{runtime} probes", work)
+
+
 def import_file(
     file: Annotated[Path, typer.Argument(help="What another tool or machine wrote.", show_default=False)],
     kind: Annotated[
-        Literal["tflite", "etdump", "lut", "ai-hub", "mobile-benchmark", "table"],
-        typer.Option("--format", help="What wrote it; table is our own JSON."),
+        Literal["iphone", "tflite", "etdump", "lut", "ai-hub", "mobile-benchmark", "table"],
+        typer.Option("--format", help="What wrote it; iphone is apps/ios, table is our own JSON."),
     ],
+    probes: Annotated[
+        Path | None, typer.Option(help="Folder that iphone's answers are to; default the file's.")
+    ] = None,
     profiles: Folder = Path("profiles"),
     device: Annotated[str | None, typer.Option(help="Where the file does not tell it.")] = None,
     runtime: Annotated[str | None, typer.Option(help="Where the file does not tell it.")] = None,
@@ -146,7 +194,13 @@ def import_file(
     name: Annotated[str | None, typer.Option(help="The network's name; default the file's.")] = None,
     force: Annotated[bool, typer.Option(help="Replace a table of that name.")] = False,
 ) -> Iterator[object]:
-    """Write another tool's times as a latency table, marked as imported."""
+    """Write another tool's times as a latency table, marked as imported; an iPhone's answers as measured."""
+    if kind == "iphone":
+        from maestro_edge.profiling.answers import answered_table
+
+        table = answered_table(file, probes).save_over(profiles)
+        yield f"{table.title}: {_count(table)} rows, {table.source}  →  {profiles / table.file_name}"
+        return
     from maestro_edge.profiling.foreign import Facts, import_table
 
     given = Facts(
@@ -164,9 +218,10 @@ COMMANDS: dict[str, Callable[..., Iterator[object]]] = {
     "show": show,
     "diff": diff,
     "validate": validate,
+    "probes": probes,
     "import": import_file,
 }
-"""Each yields what is to be printed."""
+"""Each yields what is to be printed, or a step whose progress is shown first."""
 
 
 def _or_not_told(value: int | None) -> str:

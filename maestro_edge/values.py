@@ -487,7 +487,8 @@ class LatencyTable(Saved):
     """Milliseconds per layer on one device, runtime, version, precision and number of threads.
 
     The source is that of its weakest row: one that is modelled makes the table modelled, and its file's name
-    says so. `threads` is None where an imported file does not tell them.
+    says so. `threads` is None where an imported file does not tell them, and where the runtime alone decides
+    (Core ML).
     """
 
     source: Source
@@ -588,7 +589,7 @@ class LatencyTable(Saved):
             found.append(f"{modelled} of {len(self.rows)} rows of {self.title} are modelled: trust 'verify' alone")
         return tuple(found)
 
-    def over(self, older: LatencyTable) -> LatencyTable:
+    def over(self, older: LatencyTable) -> Self:
         """This table with what only `older` has: rows of other layers and fits of other networks.
 
         Nothing of a table with another device, runtime version, precision or number of threads is taken.
@@ -606,6 +607,17 @@ class LatencyTable(Saved):
                 ),
             }
         )
+
+    def save_over(self, profiles: Path) -> Self:
+        """Save in the folder `profiles`, with what a table of that name there has of other layers and networks.
+
+        Raises:
+            TableError: what is there cannot be read.
+        """
+        path = profiles / self.file_name
+        table = self.over(type(self).load(path)) if path.exists() else self
+        table.save(path)
+        return table
 
     def require(self, *, runtime: str, runtime_version: str, threads: int, device: str) -> None:
         """Refuse a table that was measured with something else.

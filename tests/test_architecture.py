@@ -37,7 +37,13 @@ ROWS = {
 }
 """Each module's row: the longest name that it begins with counts."""
 
-SIDEWAYS = {("runtimes", "devices"), ("terminal", "profiling"), ("cli", "recipes"), ("cli", "cli_profiles")}
+SIDEWAYS = {
+    ("runtimes", "devices"),
+    ("terminal", "profiling"),
+    ("cli", "recipes"),
+    ("cli", "cli_profiles"),
+    ("cli_profiles", "recipes"),
+}
 """Runtimes measure on devices, the terminal lists those, the command line has parts: all else is apart."""
 
 OWNERS = {

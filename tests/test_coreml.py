@@ -378,13 +378,25 @@ def test_version_is_that_of_coremltools() -> None:
     assert CoreML().version.startswith("9.")
 
 
-def test_a_probe_is_a_package(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("spec", "takes", "gives"),
+    [
+        (LayerSpec(kind="linear", in_channels=8, out_channels=6, input_size=(), bias=True), (1, 8), (1, 6)),
+        (
+            LayerSpec(kind="conv2d", in_channels=8, out_channels=6, kernel=(3, 3), input_size=(5, 5)),
+            (1, 8, 5, 5),
+            (1, 6, 3, 3),
+        ),
+    ],
+    ids=["linear", "conv2d"],
+)
+def test_a_probe_is_a_package(
+    spec: LayerSpec, takes: tuple[int, ...], gives: tuple[int, ...], tmp_path: Path
+) -> None:
     """One low-rank layer can be taken to the iPhone."""
-    spec = LayerSpec(kind="linear", in_channels=8, out_channels=6, input_size=(), bias=True)
-
     CoreML().write_probe(spec, 2, tmp_path / "probe.mlpackage")
 
-    assert evaluate(tmp_path / "probe.mlpackage", torch.randn(1, 8))[0].shape == (1, 6)
+    assert evaluate(tmp_path / "probe.mlpackage", torch.randn(takes))[0].shape == gives
 
 
 def every_op(mb: Any, x: Any) -> tuple[Any, ...]:

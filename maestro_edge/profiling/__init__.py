@@ -1,11 +1,13 @@
 """Profiling: latency tables measured on a device, and what they predict for whole networks."""
 
+from maestro_edge.profiling.answers import answered_table
 from maestro_edge.profiling.calibration import fit, recalibrate
 from maestro_edge.profiling.governor import governor
 from maestro_edge.profiling.measuring import Conditions, measure_calmly
 from maestro_edge.profiling.networks import NetworkPredictor
 from maestro_edge.profiling.options import random_ranks, rank_options, uniform_ranks
 from maestro_edge.profiling.predictor import Predictor, complete
+from maestro_edge.profiling.probes import write_probes
 from maestro_edge.profiling.session import measure_networks, profile
 from maestro_edge.profiling.transfer import Transfer
 
@@ -14,6 +16,7 @@ __all__ = [
     "NetworkPredictor",
     "Predictor",
     "Transfer",
+    "answered_table",
     "complete",
     "fit",
     "governor",
@@ -24,4 +27,5 @@ __all__ = [
     "rank_options",
     "recalibrate",
     "uniform_ranks",
+    "write_probes",
 ]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from maestro_edge.errors import TableError
 from maestro_edge.values import Calibration, LatencyTable, Network, NetworkTiming
 
-__all__ = ["Milliseconds", "fit", "fit_line", "left_out_ms", "recalibrate"]
+__all__ = ["Milliseconds", "calibrated", "fit", "fit_line", "left_out_ms", "recalibrate"]
 
 Milliseconds = npt.NDArray[np.float64]
 
@@ -34,6 +34,13 @@ def fit(network: Network, networks: Sequence[NetworkTiming], rest_ms: float) -> 
         loo_mape=float(np.abs(left_out_ms(summed, measured) / measured - 1).mean()),
         networks=tuple(networks),
     )
+
+
+def calibrated(table: LatencyTable, network: Network, networks: Sequence[NetworkTiming]) -> LatencyTable:
+    """The table with the fit of `networks`, the dense one first: what its layers leave of it is the rest."""
+    dense = networks[0]
+    rest_ms = max(0.0, dense.timing.median_ms - dense.layers_ms)
+    return table.model_copy(update={"calibrations": (fit(network, networks, rest_ms),)})
 
 
 def fit_line(summed: Milliseconds, measured: Milliseconds) -> tuple[float, float]:

@@ -11,11 +11,28 @@ from typing import NamedTuple
 from pydantic import TypeAdapter
 
 from maestro_edge.devices import Device
-from maestro_edge.errors import RunnerError
+from maestro_edge.errors import DeviceError, RunnerError
 from maestro_edge.runtimes import MeasuringProtocol, Operator, Runtime, TracingRuntime
-from maestro_edge.values import Timing, write_atomically
+from maestro_edge.values import LatencyTable, Timing, write_atomically
 
-__all__ = ["Conditions", "Journal", "Measured", "measure_calmly", "measure_operators", "pooled"]
+__all__ = [
+    "PROBES_A_RUN",
+    "Conditions",
+    "Journal",
+    "Measured",
+    "measure_calmly",
+    "measure_operators",
+    "pooled",
+    "pooled_runs",
+    "refuse_noise",
+    "whole_run",
+]
+
+PROBES_A_RUN = 48
+"""One-layer files that are loaded and interleaved together, beside the control."""
+
+_NOISE_SHARE = 0.02
+"""A noisy row is refused when its interquartile range is above this share of the dense network's time."""
 
 Operators = dict[str, list[Operator]]
 
@@ -102,13 +119,21 @@ def measure_calmly(
     """Times of the files on the device, pooled over the runs in which the file named `control` was calm."""
 
     def measure() -> Measured:
-        timings = runtime.measure(device, paths, conditions.protocol)
-        disturbed = any(timing.disturbed for timing in timings.values())
-        whole = {name: [Operator("network", timing)] for name, timing in timings.items()}
-        return Measured(timings[control].median_ms, disturbed, whole)
+        return whole_run(runtime.measure(device, paths, conditions.protocol), control)
 
-    runs = conditions.calm_runs(lambda index: _noted(journal, f"{stage}-{index}", measure))
-    return {name: pooled([run.operators[name][0].timing for run in runs]) for name in paths}
+    return pooled_runs(conditions.calm_runs(lambda index: _noted(journal, f"{stage}-{index}", measure)))
+
+
+def whole_run(timings: Mapping[str, Timing], control: str) -> Measured:
+    """One run over whole files, judged by its control."""
+    disturbed = any(timing.disturbed for timing in timings.values())
+    whole = {name: [Operator("network", timing)] for name, timing in timings.items()}
+    return Measured(timings[control].median_ms, disturbed, whole)
+
+
+def pooled_runs(runs: Sequence[Measured]) -> dict[str, Timing]:
+    """Each file's samples of all `runs`."""
+    return {name: pooled([run.operators[name][0].timing for run in runs]) for name in runs[0].operators}
 
 
 def measure_operators(
@@ -156,3 +181,19 @@ def pooled(timings: Sequence[Timing]) -> Timing:
     """All samples of several measurements of one thing."""
     samples = [sample for timing in timings for sample in timing.samples_ms]
     return Timing.of(samples, disturbed=any(timing.disturbed for timing in timings))
+
+
+def refuse_noise(table: LatencyTable, dense_ms: float, protocol: MeasuringProtocol, device: str) -> None:
+    """A row that never became steady, and is no small part of the dense network, spoils every plan.
+
+    Raises:
+        DeviceError: names the first such row.
+    """
+    for row in table.rows:
+        spread = row.spread or 0.0
+        if spread > protocol.noise_limit and spread * row.ms > _NOISE_SHARE * dense_ms:
+            raise DeviceError(
+                f"{device}: {row.spec} at rank {row.rank} varies by {100 * spread:.0f} % "
+                f"of {row.ms:.3g} ms after {protocol.most_runs} runs: end what else runs there, then "
+                "measure again; the exported files are kept"
+            )

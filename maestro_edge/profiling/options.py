@@ -7,7 +7,17 @@ from collections.abc import Mapping
 
 from maestro_edge.values import DENSE, LayerSpec, Network, Rank
 
-__all__ = ["random_ranks", "rank_options", "uniform_ranks"]
+__all__ = [
+    "Key",
+    "calibrating_ranks",
+    "layer_options",
+    "random_ranks",
+    "rank_options",
+    "uniform_ranks",
+    "wanted_rows",
+]
+
+Key = tuple[LayerSpec, Rank]
 
 
 def rank_options(spec: LayerSpec, *, step: int, rank: int | None = None, limit: int = 6) -> tuple[int, ...]:
@@ -46,3 +56,20 @@ def random_ranks(options: Options, count: int, *, seed: int) -> list[dict[str, R
 def layer_options(network: Network, ranks: Mapping[str, int], *, step: int) -> dict[str, tuple[int, ...]]:
     """The ranks to measure of each ordered layer that has `ranks[name]` components."""
     return {layer.name: rank_options(layer.spec, step=step, rank=ranks[layer.name]) for layer in network.ordered}
+
+
+def wanted_rows(network: Network, options: Options) -> set[Key]:
+    """Every distinct spec dense, and at the ranks of the layers that have it."""
+    keys: set[Key] = {(layer.spec, DENSE) for layer in network.layers}
+    for layer in network.ordered:
+        keys.update((layer.spec, rank) for rank in options[layer.name])
+    return keys
+
+
+def calibrating_ranks(options: Options, *, traced: bool, seed: int) -> list[dict[str, Rank]]:
+    """Rank sets of the whole networks that calibrate a table, the dense network first.
+
+    Uniform sets alone span the sizes but not the mixtures; where they are not all `traced`, more are mixed.
+    """
+    uniform, mixed = uniform_ranks(options), random_ranks(options, 3 if traced else 5, seed=seed)
+    return [*(uniform if traced else uniform[:2]), *mixed]

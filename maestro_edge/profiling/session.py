@@ -16,25 +16,33 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from maestro_edge.devices import Device
-from maestro_edge.errors import DeviceError, RunnerError
+from maestro_edge.errors import RunnerError
 from maestro_edge.ordered import cut, ordered_layers, trace
-from maestro_edge.profiling.calibration import fit
+from maestro_edge.profiling.calibration import calibrated
 from maestro_edge.profiling.edges import find_step, widest
 from maestro_edge.profiling.matching import assign, averaged
 from maestro_edge.profiling.measuring import (
+    PROBES_A_RUN,
     Conditions,
     Journal,
     measure_calmly,
     measure_operators,
     pooled,
+    refuse_noise,
 )
-from maestro_edge.profiling.options import layer_options, random_ranks, uniform_ranks
+from maestro_edge.profiling.options import (
+    Key,
+    calibrating_ranks,
+    layer_options,
+    random_ranks,
+    uniform_ranks,
+    wanted_rows,
+)
 from maestro_edge.runtimes import MeasuringProtocol, Runtime, TracingRuntime
 from maestro_edge.values import (
     DENSE,
     LatencyRow,
     LatencyTable,
-    LayerSpec,
     NetworkTiming,
     Precision,
     Rank,
@@ -46,13 +54,9 @@ __all__ = ["measure_networks", "profile"]
 
 Progress = Callable[[int, int, str], None]
 Ranks = dict[str, Rank]
-Key = tuple[LayerSpec, Rank]
 
-_PROBES_A_RUN = 48
 _ALONE = 3
 """Mixed networks that are also run alone; each takes a start of the runtime."""
-_NOISE_SHARE = 0.02
-"""A noisy row is refused when its interquartile range is above this share of the dense network's time."""
 _EXPORTS = threading.Lock()
 _DENSE = "{}"
 """Name of the dense network, the control of every run: see `_name`."""
@@ -150,10 +154,8 @@ class _Session:
         self.options = layer_options(self.network, self.ranks, step=self.rank_step or self.runtime.rank_step)
         traced = isinstance(self.runtime, TracingRuntime)
         uniform = uniform_ranks(self.options)
-        # Uniform sets alone span the sizes but not the mixtures; where they are not measured, more are mixed.
-        mixed = random_ranks(self.options, 3 if traced else 5, seed=self.protocol.seed)
-        sets = [*(uniform if traced else uniform[:2]), *mixed]
-        probing = 0 if traced else math.ceil(len(self._wanted()) / _PROBES_A_RUN)
+        sets = calibrating_ranks(self.options, traced=traced, seed=self.protocol.seed)
+        probing = 0 if traced else math.ceil(len(self._wanted()) / PROBES_A_RUN)
         self.total = self.done + len(sets) + max(1, probing) + 1
         paths = self.export_networks(sets)
         rows = self._finished()
@@ -163,12 +165,10 @@ class _Session:
             self._note(rows)
         table = self._table(rows)
         networks = self._with_alone(self.whole(sets, paths, table), paths)
-        dense_ms = networks[0].timing.median_ms
-        self._refuse_noise(table, dense_ms)
+        refuse_noise(table, networks[0].timing.median_ms, self.protocol, self.device.name)
         self.journal.clear()
         self.rows_path.unlink()
-        rest_ms = max(0.0, dense_ms - networks[0].layers_ms)
-        return table.model_copy(update={"calibrations": (fit(self.network, networks, rest_ms),)})
+        return calibrated(table, self.network, networks)
 
     def _with_alone(
         self, networks: Sequence[NetworkTiming], paths: Mapping[str, Path]
@@ -219,16 +219,6 @@ class _Session:
         write_atomically(known, _STEP.dump_json(step))
         return step
 
-    def _refuse_noise(self, table: LatencyTable, dense_ms: float) -> None:
-        for row in table.rows:
-            spread = row.spread or 0.0
-            if spread > self.protocol.noise_limit and spread * row.ms > _NOISE_SHARE * dense_ms:
-                raise DeviceError(
-                    f"{self.device.name}: {row.spec} at rank {row.rank} varies by {100 * spread:.0f} % "
-                    f"of {row.ms:.3g} ms after {self.protocol.most_runs} runs: end what else runs there, then "
-                    "profile again; the exported files are kept"
-                )
-
     def _measure(self, paths: Mapping[str, Path], stage: str) -> dict[str, Timing]:
         return measure_calmly(
             self.runtime,
@@ -245,11 +235,7 @@ class _Session:
         self.progress(self.done, self.total, what)
 
     def _wanted(self) -> set[Key]:
-        """Every distinct spec dense, and at the ranks of the layers that have it."""
-        keys: set[Key] = {(layer.spec, DENSE) for layer in self.network.layers}
-        for layer in self.network.ordered:
-            keys.update((layer.spec, rank) for rank in self.options[layer.name])
-        return keys
+        return wanted_rows(self.network, self.options)
 
     def export_networks(self, sets: Sequence[Ranks]) -> dict[str, Path]:
         """Files of whole networks by name, kept in the folder; times do not depend on the weights."""
@@ -307,9 +293,9 @@ class _Session:
 
     def _rows_by_probe(self, rows: dict[Key, LatencyRow], dense: Path) -> dict[Key, LatencyRow]:
         missing = sorted(self._wanted() - set(rows), key=str)
-        for start in range(0, len(missing), _PROBES_A_RUN):
+        for start in range(0, len(missing), PROBES_A_RUN):
             files, keys = {}, {}
-            for index, (spec, rank) in enumerate(missing[start : start + _PROBES_A_RUN], start=start):
+            for index, (spec, rank) in enumerate(missing[start : start + PROBES_A_RUN], start=start):
                 path = self.folder / f"probe-{index}{self.runtime.suffix}"
                 self.runtime.write_probe(spec, rank, path, self.precision)
                 files[path.stem], keys[path.stem] = path, (spec, rank)

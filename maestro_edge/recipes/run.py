@@ -3,7 +3,8 @@
 run.json          which data and model          plans/*.json       one a runtime and budget
 dense/, ordered/  checkpoints                   files/             exports and their manifest.json
 sensitivity.json  loss per layer and rank       bundle/            what an app reads
-work/             what profiling can go on from report.html
+work/             what profiling can go on from probes/            what an iPhone measures
+report.html
 """
 
 from __future__ import annotations

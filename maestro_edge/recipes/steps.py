@@ -47,6 +47,8 @@ __all__ = [
     "train_run",
 ]
 
+_CARRIED = "coreml"
+"""The runtime whose device measures by itself: its files are carried there, its answers back."""
 _SENSITIVITY_IMAGES = 512
 _SENSITIVITY_PAIRS = 64  # each has L targets, and L x 9,483 logits
 
@@ -228,11 +230,7 @@ def profile_run(
         protocol=protocol,
         progress=progress,
     )
-    path = profiles / table.file_name
-    if path.exists():
-        table = table.over(LatencyTable.load(path))
-    table.save(path)
-    return table
+    return table.save_over(profiles)
 
 
 class PredictionCheck(NamedTuple):
@@ -279,11 +277,13 @@ def check_prediction(
 
 
 def load_table(run: Run, runtime: Runtime, device: Device, *, profiles: Path, threads: int) -> LatencyTable:
-    """The table of this runtime and device.
+    """The table of this runtime and device; of Core ML that of the iPhone, which is not connected.
 
     Raises:
-        TableError: it was not made, or with another version.
+        TableError: it was not made, or with another version; or several iPhones' are there.
     """
+    if runtime.name == _CARRIED:
+        return _carried_table(run, runtime, profiles)
     name, version = device.facts().name, runtime.version_on(device)
     path = profiles / f"{name}.{runtime.name}-{version}.fp32-t{threads}.json"
     if not path.exists():
@@ -295,6 +295,23 @@ def load_table(run: Run, runtime: Runtime, device: Device, *, profiles: Path, th
     table = LatencyTable.load(path)
     table.require(runtime=runtime.name, runtime_version=version, threads=threads, device=name)
     return table
+
+
+def _carried_table(run: Run, runtime: Runtime, profiles: Path) -> LatencyTable:
+    """The one table that says how fast this network is there."""
+    found = {}
+    for path in sorted(profiles.glob(f"*.{runtime.name}-*.fp32.json")):
+        table = LatencyTable.load(path)
+        if any(fit.network == run.network.fingerprint for fit in table.calibrations):
+            found[path.name] = table
+    if not found:
+        raise TableError(
+            f"no table of {run.network.name} on {runtime.name} in {profiles}: 'maestro-edge profiles probes "
+            f"{run.folder}' begins one, apps/ios/README.md tells the rest"
+        )
+    if len(found) > 1:
+        raise TableError(f"{len(found)} tables ({', '.join(found)}): give --profiles, a folder with one of them")
+    return next(iter(found.values()))
 
 
 def sensitivity_of(run: Run, tables: Sequence[LatencyTable], *, progress: Progress | None = None) -> Sensitivity:

@@ -43,9 +43,9 @@ class ExportRecord(Saved):
 def export_run(
     run: Run, device: Device, runtimes: Sequence[Runtime], *, progress: Progress | None = None
 ) -> Manifest:
-    """Export dense and every plan: each to the runtime that its table was measured with, and to Core ML.
+    """Export dense and every plan, each to the runtime that its table was measured with.
 
-    Core ML cannot be timed here: its files follow the plans of the first other runtime.
+    A runtime without plans of its own, as Core ML where no iPhone was measured, follows those of the first other.
 
     Raises:
         BudgetError: there are no plans.

@@ -24,7 +24,10 @@ SAMPLES_AT_ONCE: Final = 16
 """Samples evaluated side by side: every activation of the network is held for each of them."""
 
 
-_ELSEWHERE = "Core ML runs on Apple's devices: plan on another runtime's table"
+_ELSEWHERE = (
+    "Core ML runs on Apple's devices: 'maestro-edge profiles probes' writes what an iPhone measures by itself, "
+    "or plan on another runtime's table"
+)
 
 
 class CoreML:
@@ -105,14 +108,16 @@ class CoreML:
         """
         raise DeviceError(
             f"{len(paths)} Core ML package(s) cannot be timed from this machine: "
-            "plan on another runtime's table, and measure the packages on the iPhone with Xcode"
+            "measure layers on the iPhone ('maestro-edge profiles probes'), or the packages with Xcode"
         )
 
     def measure_alone(self, device: object, path: Path, protocol: object) -> NoReturn:
         raise DeviceError(_ELSEWHERE)
 
     def write_probe(self, spec: LayerSpec, rank: Rank, path: Path, precision: Precision = "fp32") -> None:
-        self.export(*probe_module(spec, rank), path, precision)
+        module, inputs = probe_module(spec, rank)
+        # the example is NHWC in memory, which coremltools refuses; Core ML chooses the layout by itself
+        self.export(module, tuple(each.contiguous() for each in inputs), path, precision)
 
 
 def _convert(model: nn.Module, inputs: tuple[Tensor, ...], package: Path, precision: Precision, name: str) -> None:
