@@ -16,6 +16,13 @@ from tests.devices.programs import bring, bring_npm
 CACHE = Path(__file__).parents[2] / ".cache" / "lab"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is downloaded, unpacked or emulated takes longer than other tests may."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(900))
+
+
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder for this run; the tests see its adb, its keys and its home."""

@@ -72,13 +72,20 @@ def network(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where SmallNet's files are kept, which are the same for one thread and for two."""
+    return tmp_path_factory.mktemp("exports")
+
+
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_model_is_profiled_from_end_to_end(device: BrowserDevice, tmp_path: Path, threads: int) -> None:
+def test_a_model_is_profiled_from_end_to_end(device: BrowserDevice, exports: Path, threads: int) -> None:
     """Probes and whole networks, measured in the page, become a table of LiteRT.js."""
+    torch.manual_seed(0)
     model = order(SmallNet())
     protocol = QUICK.model_copy(update={"threads": threads})
 
-    table = profile(model, (torch.randn(1, 3, 16, 16),), LiteRT(), device, folder=tmp_path, protocol=protocol)
+    table = profile(model, (torch.randn(1, 3, 16, 16),), LiteRT(), device, folder=exports, protocol=protocol)
 
     assert (table.runtime, table.runtime_version, table.threads) == ("litert", "js-2.5.3", threads)
     assert table.device.name.startswith("chrome-")
