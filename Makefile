@@ -20,10 +20,10 @@ test: $(VENV)/.installed-test
 runners: $(VENV)/.installed-demo
 	$(BIN)/maestro-edge runners
 
-# On Linux, against the real sshd and adbd, of this architecture and as emulated 64-bit ARM. Debian's packages are
-# unpacked below .cache; nothing is installed on this machine.
+# On Debian, against the real sshd and adbd, of this architecture and as emulated 64-bit ARM, and headless Chromium.
+# Debian's packages, compilers among them, are unpacked below .cache; nothing is installed on this machine.
 test-devices: $(VENV)/.installed-test
-	$(BIN)/pytest --override-ini 'norecursedirs=.*' tests/devices
+	OMP_NUM_THREADS=1 $(BIN)/pytest --override-ini 'norecursedirs=.*' tests/devices
 
 install-demo: $(VENV)/.installed-demo
 install-test: $(VENV)/.installed-test

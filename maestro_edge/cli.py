@@ -530,6 +530,9 @@ def profile(
     cool_to: Annotated[
         float | None, typer.Option(help="Wait before each run until the device is at most this warm, in °C.")
     ] = None,
+    emulated: Annotated[
+        bool, typer.Option(help="The devices are emulated: mark their tables, and repeat nothing for calm.")
+    ] = False,
     model: OwnModel = None,
 ) -> None:
     """Measure every distinct layer at its ranks on one or more devices, and write the latency tables."""
@@ -542,12 +545,15 @@ def profile(
     open_run(run, model=model)
     names = device or ["local"]
     protocol = _protocol(threads).model_copy(update={"cool_to_c": cool_to})
+    protocol = protocol.flow_only() if emulated else protocol
     with _steps() as step, ThreadPoolExecutor(len(names)) as pool:
 
         def one(name: str) -> list[str]:
             # A thread of its own works on a model of its own: tracing hooks into its modules.
             own = open_run(run, model=model)
-            return _profile_on(name, own, runtime, profiles, protocol, precision, check, governor, step)
+            return _profile_on(
+                name, own, runtime, profiles, protocol, precision, check, governor, step, emulated=emulated
+            )
 
         for found in [pool.submit(one, name) for name in names]:
             for line in found.result():
@@ -564,6 +570,8 @@ def _profile_on(
     check: int,
     governor: str | None,
     step: Callable[[str], Progress],
+    *,
+    emulated: bool,
 ) -> list[str]:
     from maestro_edge.profiling import governor as set_governor
     from maestro_edge.recipes.steps import check_prediction, load_runtimes, profile_run
@@ -573,7 +581,14 @@ def _profile_on(
         for item in load_runtimes(runtimes or _TIMED):
             title = item.name if name == "local" else f"{item.name} on {name}"
             table = profile_run(
-                run, item, device, profiles=profiles, protocol=protocol, precision=precision, progress=step(title)
+                run,
+                item,
+                device,
+                profiles=profiles,
+                protocol=protocol,
+                precision=precision,
+                emulated=emulated,
+                progress=step(title),
             )
             lines.append(_table_line(table, run.network, profiles))
             lines += [f"[yellow]{doubt}[/yellow]" for doubt in table.doubts(run.network)]

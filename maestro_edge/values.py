@@ -62,7 +62,9 @@ Precision = Literal["fp32", "int8-dynamic", "int8-static"]
 """Of weights and arithmetic; a file's inputs and outputs are floats in all. In int8-dynamic activations get their
 scales while the network runs, in int8-static from samples when it is exported."""
 
-Source = Literal["measured", "imported", "modelled"]
+Source = Literal["measured", "imported", "modelled", "emulated"]
+"""Emulated: timed on a device whose processor is emulated: the flow is real, the times say nothing of a device."""
+
 Milliseconds = Annotated[float, Field(gt=0)]
 Pair = tuple[int, int]
 
@@ -510,8 +512,9 @@ class LatencyTable(Saved):
         methods = {row.method for row in self.rows}
         if "modelled" in methods and self.source != "modelled":
             raise ValueError(f"a table with modelled rows is modelled, not {self.source}")
-        if self.source == "measured" and ("imported" in methods or self.operators or self.networks):
-            raise ValueError("a table with imported rows is imported, not measured")
+        timed = self.source in ("measured", "emulated")
+        if timed and ("imported" in methods or self.operators or self.networks):
+            raise ValueError(f"a table with imported rows is imported, not {self.source}")
         return self
 
     @property
@@ -576,6 +579,10 @@ class LatencyTable(Saved):
     def doubts(self, network: Network) -> tuple[str, ...]:
         """What makes the table's predictions of `network` doubtful, in words; nothing when all is well."""
         error = self.calibration(network).loo_mape
+        if self.source == "emulated":
+            return (
+                f"{self.title} was emulated: its times say nothing of a device, plans on it only try the flow",
+            )
         found = []
         if error > DOUBTFUL_ERROR:
             found.append(
@@ -689,6 +696,7 @@ class RankPlan(Saved):
     precision: Precision
     threads: PositiveInt | None
     budget_ms: Milliseconds
+    source: Source = Field(default="measured", description="of the table")
     planned_ms: Milliseconds = Field(description="what the solver kept below: the budget less the margin")
     predicted_ms: Milliseconds
     dense_ms: Milliseconds = Field(description="predicted for the dense network")

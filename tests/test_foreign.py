@@ -271,12 +271,13 @@ def test_operators_of_another_network_are_refused() -> None:
         layers_of(network(LINEAR, CONV), operators)
 
 
-def test_a_modelled_table_is_not_handed_over(tmp_path: Path) -> None:
-    """Imported would hide that it is modelled."""
+@pytest.mark.parametrize("source", ["modelled", "emulated"])
+def test_a_table_that_was_not_measured_is_not_handed_over(source: str, tmp_path: Path) -> None:
+    """Imported would hide what it is."""
     path = next(iter(sorted((ROOT / "profiles").glob("*.json"))))
     content = json.loads(path.read_text())
     copy = tmp_path / "table.json"
-    copy.write_text(json.dumps({**content, "source": "modelled"}))
+    copy.write_text(json.dumps({**content, "source": source}))
 
-    with pytest.raises(TableError, match="hand over the measured one"):
+    with pytest.raises(TableError, match=f"is {source}: hand over the measured one"):
         import_table(copy, "table")

@@ -144,13 +144,15 @@ def test_committed_tables_load_and_keep_their_names(path: Path) -> None:
 
 
 def test_what_cannot_be_known_is_refused() -> None:
-    """A kind that no row has, too few rows, and times of nothing."""
+    """A kind that no row has, an emulator's times, too few rows, and times of nothing."""
     linear = LayerSpec(kind="linear", in_channels=8, out_channels=8)
     features = [layer_features(spec, DENSE) for spec in SPECS[:30]]
     names = [str(spec) for spec in SPECS[:30]]
 
     with pytest.raises(TableError, match="no row has 'kind:linear'"):
         complete(table(SPECS[:30]), [(linear, DENSE)])
+    with pytest.raises(TableError, match="was emulated: nothing can be learned"):
+        complete(table(SPECS[:30]).model_copy(update={"source": "emulated"}), [(SPECS[40], DENSE)])
     with pytest.raises(TableError, match="5 rows of 5 groups do not train"):
         complete(table(SPECS[:5]), [(SPECS[40], DENSE)])
     with pytest.raises(TableError, match="0 ms or less"):

@@ -400,6 +400,32 @@ def test_a_doubtful_table_says_so(ordered: nn.Module, tmp_path: Path) -> None:
     assert "within 8.0 % only" in found[0] and "busy" in found[1]
 
 
+def test_a_table_of_an_emulated_device_is_marked(ordered: nn.Module, tmp_path: Path) -> None:
+    """In its source, its file's name and its one doubt; no measured table takes a row of it."""
+    runtime, device, network = FakeRuntime(), LocalDevice(), trace(ordered, EXAMPLE)
+
+    table = profile(ordered, EXAMPLE, runtime, device, folder=tmp_path, emulated=True)
+
+    real = measured(ordered, tmp_path)
+    assert (table.source, table.file_name) == ("emulated", real.file_name.replace(".json", ".emulated.json"))
+    assert LatencyTable.load(table.save(tmp_path / table.file_name)) == table
+    (doubt,) = table.doubts(network)
+    assert "its times say nothing of a device" in doubt
+    bare = real.model_copy(update={"rows": (), "calibrations": ()})
+    assert bare.over(table) == bare
+
+
+def test_an_emulated_device_is_measured_as_little_as_can_be() -> None:
+    """Threads, seed and what it may take stay as they were asked for; nothing is repeated for calm."""
+    asked = MeasuringProtocol(threads=2, seed=3, timeout_s=7)
+
+    protocol = asked.flow_only()
+
+    assert (protocol.threads, protocol.seed, protocol.timeout_s) == (2, 3, 7)
+    assert (protocol.repeats, protocol.calm_runs, protocol.most_runs) == (0, 1, 1)
+    assert MeasuringProtocol.model_validate(protocol.model_dump()) == protocol
+
+
 class Warm(LocalDevice):
     """A device of two big and two small cores that cools down by 2 degrees each time it is asked."""
 

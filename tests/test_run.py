@@ -227,6 +227,26 @@ def test_the_bundle_holds_what_the_manifest_names(exported: Planned, tmp_path: P
     assert manifest.input.shape == (1, 1, 32, 32) and len(manifest.input.mean) == 1
 
 
+def test_times_of_an_emulated_device_go_through_every_step_but_into_no_app(
+    exported: Planned, tmp_path: Path
+) -> None:
+    """Its table serves where no measured one is, verifying says what it is worth, bundling refuses its plans."""
+    run, runtime, device = exported.run, exported.runtime, exported.device
+    table = profile_run(run, runtime, device, profiles=tmp_path, protocol=PROTOCOL, emulated=True)
+
+    served = load_table(run, runtime, device, profiles=tmp_path, threads=1)
+    plan_run(run, served, exported.sensitivity, exported.budgets)
+    export_run(run, device, [runtime])
+    _, log = verify_run(run, runtime, device, profiles=tmp_path, protocol=PROTOCOL)
+
+    assert served == table
+    assert log == list(table.doubts(run.network))
+    with pytest.raises(TableError, match=r"was made on an emulated .*: plan on a measured table"):
+        bundle_run(run, tmp_path / "bundle")
+    exported.table.save(tmp_path / exported.table.file_name)
+    assert load_table(run, runtime, device, profiles=tmp_path, threads=1) == exported.table
+
+
 def test_a_table_of_another_version_is_named(planned: Planned) -> None:
     """The message lists what was found instead."""
     with pytest.raises(TableError, match=r"found .*fake-1\.0"):

@@ -98,7 +98,7 @@ DEVICES = st.builds(
 )
 TABLES = st.builds(
     LatencyTable,
-    source=st.sampled_from(["measured", "imported", "modelled"]),
+    source=st.sampled_from(["measured", "imported", "modelled", "emulated"]),
     device=DEVICES,
     runtime=NAMES,
     runtime_version=NAMES,

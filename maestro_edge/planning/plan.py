@@ -129,6 +129,7 @@ def _rank_plan(
         runtime_version=table.runtime_version,
         precision=table.precision,
         threads=table.threads,
+        source=table.source,
         budget_ms=budget_ms,
         planned_ms=planned_ms,
         predicted_ms=predicted_ms,

@@ -107,9 +107,11 @@ def complete(
     """The table with a modelled row for every wanted layer that it lacks; the table is then a modelled one.
 
     Raises:
-        TableError: the table has too few rows, or none of a kind that is wanted.
+        TableError: the table has too few rows, or none of a kind that is wanted, or was emulated.
         MissingExtra: scikit-learn is not installed.
     """
+    if table.source == "emulated":
+        raise TableError(f"{table.title} was emulated: nothing can be learned from its times")
     have = {(row.spec, row.rank) for row in table.rows}
     missing = [key for key in dict.fromkeys(wanted) if key not in have]
     if not missing:

@@ -72,20 +72,22 @@ def profile(
     name: str = "model",
     precision: Precision = "fp32",
     protocol: MeasuringProtocol | None = None,
+    emulated: bool = False,
     progress: Progress | None = None,
 ) -> LatencyTable:
     """Measure every distinct LayerSpec of an ordered model at its ranks and dense, and fit whole networks.
 
     All files are exported in one `precision`. Where the runtime tells operator times, rows are taken inside whole
     networks; elsewhere each is a probe of its own. `folder` keeps exported files and finished runs: an interrupted
-    profile goes on there.
+    profile goes on there. The table of an `emulated` device says so.
 
     Raises:
         DeviceError: the device or the runtime failed.
         ExportError: the model cannot be exported.
     """
     protocol = protocol or MeasuringProtocol()
-    return _Session(model, inputs, runtime, device, folder, name, precision, protocol, progress).run()
+    table = _Session(model, inputs, runtime, device, folder, name, precision, protocol, progress).run()
+    return table.model_copy(update={"source": "emulated"}) if emulated else table
 
 
 def measure_networks(

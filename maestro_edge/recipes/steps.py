@@ -216,6 +216,7 @@ def profile_run(
     profiles: Path,
     protocol: MeasuringProtocol,
     precision: Precision = "fp32",
+    emulated: bool = False,
     progress: Progress | None = None,
 ) -> LatencyTable:
     """Measure the run's model on a device, and write the table to `profiles`."""
@@ -228,6 +229,7 @@ def profile_run(
         name=run.network.name,
         precision=precision,
         protocol=protocol,
+        emulated=emulated,
         progress=progress,
     )
     return table.save_over(profiles)
@@ -277,7 +279,9 @@ def check_prediction(
 
 
 def load_table(run: Run, runtime: Runtime, device: Device, *, profiles: Path, threads: int) -> LatencyTable:
-    """The table of this runtime and device; of Core ML that of the iPhone, which is not connected.
+    """The table of this runtime and device; where it was not measured, one that was emulated.
+
+    Of Core ML it is that of the iPhone, which is not connected.
 
     Raises:
         TableError: it was not made, or with another version; or several iPhones' are there.
@@ -286,6 +290,8 @@ def load_table(run: Run, runtime: Runtime, device: Device, *, profiles: Path, th
         return _carried_table(run, runtime, profiles)
     name, version = device.facts().name, runtime.version_on(device)
     path = profiles / f"{name}.{runtime.name}-{version}.fp32-t{threads}.json"
+    if not path.exists() and path.with_suffix(".emulated.json").exists():
+        path = path.with_suffix(".emulated.json")
     if not path.exists():
         others = sorted(found.name for found in profiles.glob(f"{name}.{runtime.name}-*.json"))
         hint = f" (found {', '.join(others)})" if others else ""
@@ -344,8 +350,12 @@ def bundle_run(run: Run, folder: Path | None = None) -> Path:
 
     Raises:
         DataError: the run is of text, which no app takes.
+        TableError: a plan is of an emulated device, whose times an app would take for a device's.
     """
     run.require_images("bundle")
+    for item in run.plans():
+        if item.source == "emulated":
+            raise TableError(f"plan {item.name} was made on an emulated {item.device}: plan on a measured table")
     manifest = Manifest.load(run.manifest_path)
     files = {variant.file: run.folder / "files" / variant.file for variant in manifest.variants}
     return bundle(folder or run.folder / "bundle", manifest, files)

@@ -145,11 +145,12 @@ def verify_run(
     """
     manifest = Manifest.load(run.manifest_path)
     table = load_table(run, runtime, device, profiles=profiles, threads=protocol.threads)
+    protocol = protocol.flow_only() if table.source == "emulated" else protocol
     say = progress or (lambda done, total, what: None)
     manifest, timings = _measured(run, manifest, runtime, device, protocol)
     say(1, 2, f"{runtime.name}: measured")
     over = [v for v in _of(manifest, runtime) if _is_over(v)]
-    log: list[str] = []
+    log = list(table.doubts(run.network)) if table.source == "emulated" else []
     if over:
         table = _recalibrated(run, manifest, table, timings)
         table.save(profiles / table.file_name)

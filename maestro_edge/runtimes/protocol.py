@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +64,11 @@ class MeasuringProtocol(Value):
     alone_s: PositiveFloat = 0.3
     seed: int = 0
     timeout_s: PositiveFloat = 600.0
+
+    def flow_only(self) -> Self:
+        """With as few runs as statistics can be made of: of emulated devices, whose times say nothing."""
+        few = {"warmup_ms": 0.0, "rounds": 2, "slice_ms": 0.1, "repeats": 0, "calm_runs": 1, "most_runs": 1}
+        return self.model_copy(update={**few, "alone_s": 0.1, "noise_limit": 1000.0})
 
 
 class Operator(NamedTuple):

@@ -7,11 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
-from tests.devices.debian import native_architecture, output
-from tests.devices.peers import Board, Phone, Process, adb_program, free_port
+from tests.devices.debian import native_architecture
+from tests.devices.peers import Board, Phone, Process, adb_program, free_port, make_key
+from tests.devices.programs import bring, bring_npm
 
 CACHE = Path(__file__).parents[2] / ".cache" / "lab"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is downloaded, unpacked or emulated takes longer than other tests may."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(900))
 
 
 @pytest.fixture(scope="session")
@@ -25,12 +34,34 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("ANDROID_ADB_SERVER_PORT", str(port := free_port()))
         patch.delenv("SSH_AUTH_SOCK", raising=False)
         (folder / ".ssh").mkdir(mode=0o700)
-        output("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / ".ssh" / "id_ed25519"))
+        make_key(folder / ".ssh" / "id_ed25519")
+        (CACHE / "home").mkdir(parents=True, exist_ok=True)  # runners, their SDK and LiteRT.js
+        (folder / ".cache").mkdir()
+        (folder / ".cache/maestro-edge").symlink_to(CACHE / "home")
         adb = adb_program(CACHE, folder / "bin")
         patch.setenv("PATH", f"{adb.parent}{os.pathsep}{os.environ['PATH']}")
         server = Process([str(adb), "nodaemon", "server"], folder / "adb.log", port)
         yield folder
         server.kill()
+
+
+@pytest.fixture(scope="session")
+def compilers(lab: Path) -> None:
+    """What builds the native runners."""
+    bring(CACHE, lab / "bin", "/usr/bin/g++", "g++")
+    bring(CACHE, lab / "bin", "/usr/bin/aarch64-linux-gnu-g++", "g++-aarch64-linux-gnu")
+
+
+@pytest.fixture(scope="session")
+def chromium(lab: Path) -> Iterator[Browser]:
+    """One browser for all; each test has a context of its own, which is a browser of its own to a page."""
+    bring_npm(CACHE, lab / "bin")  # it fetches LiteRT.js
+    shell = "chromium-headless-shell"
+    program = bring(CACHE, lab / "bin", f"/usr/lib/chromium/{shell}", shell)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

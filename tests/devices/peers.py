@@ -8,7 +8,9 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.devices.debian import emulator, native_architecture, output, system
+import asyncssh
+
+from tests.devices.debian import emulator, native_architecture, system
 
 HERE = Path(__file__).parent
 PACKAGES = ["adbd", "coreutils", "dash", "findutils", "grep", "libstdc++6", "openssh-server", "python3", "sed"]
@@ -97,7 +99,7 @@ class Board(Peer):
     """OpenSSH's sshd, with a key that only these tests have; `python3` there has numpy and LiteRT."""
 
     def prepare(self) -> None:
-        output("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.data / "host_key"))
+        make_key(self.data / "host_key")
         settings = {
             "AuthorizedKeysFile": "/data/authorized_keys",
             "HostKey": "/data/host_key",
@@ -134,6 +136,14 @@ def adb_program(cache: Path, folder: Path) -> Path:
     program.write_text(f'#!/bin/sh\nexec "{loader}" --library-path "{libraries}" "{root}/usr/bin/adb" "$@"\n')
     program.chmod(0o755)
     return program
+
+
+def make_key(path: Path) -> None:
+    """What `ssh-keygen -t ed25519 -N '' -f path` writes, where there is no ssh-keygen."""
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    path.touch(mode=0o600)
+    key.write_private_key(path)
+    key.write_public_key(f"{path}.pub")
 
 
 def free_port() -> int:

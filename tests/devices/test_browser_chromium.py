@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, expect
 from torch import nn
 
 from maestro_edge.devices.browser import BrowserDevice, lan_address
@@ -22,7 +21,6 @@ from maestro_edge.runtimes.jobs import run_job
 from maestro_edge.runtimes.litert import LiteRT
 from maestro_edge.runtimes.protocol import MeasuringProtocol
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "chromium"
 QUICK = MeasuringProtocol(
     rounds=3, noise_limit=100, warmup_ms=2, slice_ms=2, repeats=0, calm_runs=1, most_runs=1, timeout_s=120
 )
@@ -42,15 +40,6 @@ class SmallNet(nn.Module):
         x = torch.relu(self.second(torch.relu(self.first(x))))
         logits: torch.Tensor = self.head(x.mean((2, 3)))
         return logits
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    """One browser for the file; each test has a context of its own, which is a browser of its own to a page."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -83,13 +72,20 @@ def network(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where SmallNet's files are kept, which are the same for one thread and for two."""
+    return tmp_path_factory.mktemp("exports")
+
+
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_model_is_profiled_from_end_to_end(device: BrowserDevice, tmp_path: Path, threads: int) -> None:
+def test_a_model_is_profiled_from_end_to_end(device: BrowserDevice, exports: Path, threads: int) -> None:
     """Probes and whole networks, measured in the page, become a table of LiteRT.js."""
+    torch.manual_seed(0)
     model = order(SmallNet())
     protocol = QUICK.model_copy(update={"threads": threads})
 
-    table = profile(model, (torch.randn(1, 3, 16, 16),), LiteRT(), device, folder=tmp_path, protocol=protocol)
+    table = profile(model, (torch.randn(1, 3, 16, 16),), LiteRT(), device, folder=exports, protocol=protocol)
 
     assert (table.runtime, table.runtime_version, table.threads) == ("litert", "js-2.5.3", threads)
     assert table.device.name.startswith("chrome-")

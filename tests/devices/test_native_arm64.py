@@ -16,7 +16,6 @@ from maestro_edge.runtimes import MeasuringProtocol, versions_on
 from maestro_edge.runtimes.executorch import ExecuTorch
 from maestro_edge.runtimes.protocol import predict_on
 from tests.conftest import TinyNet
-from tests.devices.conftest import CACHE
 from tests.devices.peers import Phone
 
 QUICK = MeasuringProtocol(rounds=2, warmup_ms=0, slice_ms=0.1, repeats=0)
@@ -24,11 +23,8 @@ RUNTIME = ExecuTorch()
 
 
 @pytest.fixture(scope="module")
-def device(lab: Path, emulated_phone: Phone) -> Iterator[Device]:
+def device(compilers: None, emulated_phone: Phone) -> Iterator[Device]:
     """A connection to the phone; what is built for it is kept with the lab."""
-    (CACHE / "runners").mkdir(parents=True, exist_ok=True)
-    (lab / ".cache/maestro-edge").mkdir(parents=True, exist_ok=True)
-    (lab / ".cache/maestro-edge/runners").symlink_to(CACHE / "runners")
     connected = connect(emulated_phone.name)
     yield connected
     connected.close()

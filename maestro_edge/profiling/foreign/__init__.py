@@ -60,8 +60,8 @@ def import_table(
 def _handed_off(path: Path) -> LatencyTable:
     """Our own JSON from another machine: its measured rows are imported here."""
     table = LatencyTable.load(path)
-    if table.source == "modelled":
-        raise TableError(f"{path}: a modelled table: hand over the measured one")
+    if table.source in ("modelled", "emulated"):
+        raise TableError(f"{path}: this table is {table.source}: hand over the measured one")
     return table.model_copy(update={"source": "imported"})
 
 
