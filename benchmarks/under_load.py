@@ -2,8 +2,8 @@
 
     python -m benchmarks.under_load [--runtimes executorch litert]
 
-Writes results/under_load.json beside this file. A measurement that was taken beside a busy loop must be marked as
-disturbed, or lie within 5 % of the calm one: "silently wrong" counts those that are neither.
+Writes results/under_load.json and .png beside this file. A measurement that was taken beside a busy loop must be
+marked as disturbed, or lie within 5 % of the calm one: "silently wrong" counts those that are neither.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -89,6 +89,28 @@ def run(runtime_name: str, threads: int, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Loaded over calm time of every measurement, marked where it was flagged, and the band that needs no flag."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(5.6, 3.8))
+    axes.axhspan(1 - LIMIT, 1 + LIMIT, color="0.85", label="within 5 %")
+    cases = list(dict.fromkeys((row["threads"], row["busy_loops"]) for row in rows))
+    for flagged, marker, label in ((True, "o", "flagged as disturbed"), (False, "x", "not flagged")):
+        found = [row for row in rows if row["flagged"] == flagged]
+        places = [cases.index((row["threads"], row["busy_loops"])) for row in found]
+        axes.plot(places, [row["ratio"] for row in found], marker, alpha=0.6, label=label)
+    axes.set_xticks(range(len(cases)), [f"{threads} threads,\n{loops} busy loops" for threads, loops in cases])
+    axes.set_ylabel("time beside busy loops / calm")
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runtimes", nargs="+", default=["executorch", "litert"])
@@ -113,6 +135,7 @@ def main() -> None:
         "rows": rows,
     }
     write_atomically(given.out / "under_load.json", (json.dumps(result, indent=1) + "\n").encode())
+    draw(rows, given.out / "under_load.png")
     print(json.dumps(summary))
 
 
