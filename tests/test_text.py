@@ -124,7 +124,11 @@ def test_a_missing_text_file_is_named(tmp_path: Path) -> None:
     assert message == f"{tmp_path / 'val.en'}: no such file, nor val.en.gz: put it there"
 
 
-@pytest.mark.parametrize("content", [b"no gz", gzip.compress(b"a\n" * 99)[:-5], gzip.compress(b"\xff\xfe")])
+@pytest.mark.parametrize(
+    "content",
+    [b"no gz", gzip.compress(b"a\n" * 99)[:-5], gzip.compress(b"\xff\xfe")],
+    ids=["no gz", "truncated", "no text"],  # gzip notes the time, and each worker must find the same tests
+)
 def test_a_damaged_text_file_is_refused(tmp_path: Path, content: bytes) -> None:
     """Not packed, cut, or not UTF-8."""
     (corpus(tmp_path, packed=True) / "train.de.gz").write_bytes(content)
