@@ -155,7 +155,7 @@ def run_app(*args: object, before: str = "", after: str = "") -> subprocess.Comp
     driver = ["-c", DRIVER.format(before=before, after=after, app=str(APP))]
     # -E: PYTHONUNBUFFERED would unbuffer the stdout of C too, and so hide noise that comes out at exit.
     command = [sys.executable, "-E", *(driver if before or after else [str(APP)]), *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
 def refusal(*args: object, before: str = "", after: str = "") -> str:
@@ -443,7 +443,9 @@ def interrupt():
     while not hasattr(sys.modules.get("ai_edge_litert.interpreter"), "Interpreter"):
         time.sleep(0.01)
     time.sleep(1.5)
-    os.kill(os.getpid(), signal.SIGINT)
+    while True:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(8)  # a slow machine is still loading the first time, which may swallow it too
 threading.Thread(target=interrupt, daemon=True).start()
 """
 
