@@ -144,11 +144,19 @@ class Trial:
         return trace(model, (self.calibration[0][:1],), name=self.name)
 
     def train(
-        self, model: nn.Module, settings: TrainSettings, sampler: Sampler | None = None
+        self,
+        model: nn.Module,
+        settings: TrainSettings,
+        sampler: Sampler | None = None,
+        *,
+        folder: Path | None = None,
     ) -> tuple[nn.Module, float]:
-        """The trained model, and the seconds of processor time that it took: one thread, whatever else runs."""
+        """The trained model, and the seconds of processor time that it took: one thread, whatever else runs.
+
+        With a folder it is checkpointed and goes on there; the seconds are then those of this process.
+        """
         began = time.process_time()
-        model, _ = train(model, self.train_set, settings, sampler=sampler)
+        model, _ = train(model, self.train_set, settings, sampler=sampler, folder=folder, rebuild=self.new_model)
         return model.eval(), time.process_time() - began
 
     def sensitivity(self, model: nn.Module, *, on_train: bool) -> Sensitivity:

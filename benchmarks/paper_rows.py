@@ -1,8 +1,9 @@
 """The paper's rows: LeNet on MNIST over its λ grid, and ResNet-18 on CIFAR-10 cut without retraining.
 
-    python -m benchmarks.paper_rows DATA_FOLDER [--rows lenet resnet18] [--seeds 0 1 2]
+    python -m benchmarks.paper_rows DATA_FOLDER [--rows lenet resnet18] [--seeds 0 1 2] [--work FOLDER]
 
-Writes results/paper_rows.json and .png as results come; what is there already is kept. One thread.
+Writes results/paper_rows.json and .png as results come; what is there already is kept. One thread. With --work, an
+interrupted training of ResNet-18 goes on where it was.
 
 LeNet, for each λ of the grid: the paper's method (one (layer, rank) pair a step, raw λ, from scratch) trains ten
 epochs and finds ranks. Its parameters are then the target of one run of ours, of as many epochs, without a λ; and,
@@ -32,7 +33,7 @@ from benchmarks.nested_accuracy import DENSE_SHARE, RESULTS, TASKS, Task, Trial
 from maestro_edge.devices import LocalDevice
 from maestro_edge.ordered import cut, order, ordered_layers
 from maestro_edge.training import Target, TrainSettings
-from maestro_edge.training.loop import split
+from maestro_edge.training.loop import bf16_is_fast, split
 from maestro_edge.values import write_atomically
 
 GRID = (1e-2, 3e-2, 1e-1)
@@ -47,7 +48,8 @@ RESNET18 = Task(
     train=10_000,
     sensitivity=128,
 )
-RESNET18_WAYS = ("dense", "paper", "ours")
+RESNET18_SAMPLERS = {"paper": "pairs", "ours": "alternating"}
+RESNET18_WAYS = ("dense", *RESNET18_SAMPLERS)
 
 
 def where(name: str, module: nn.Module) -> bool:
@@ -132,26 +134,29 @@ def summary(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return lines
 
 
-def resnet18(trial: Trial, way: str) -> dict[str, Any]:
-    """One training, its cuts to GMACS without retraining, and those after an epoch of polish."""
+def resnet18(trial: Trial, way: str, ratio: float, work: Path | None) -> dict[str, Any]:
+    """One training, its cuts to GMACS without retraining, and those after an epoch of polish.
+
+    `ratio` is the measured cost of the way's step over a dense one.
+    """
     settings = trial.settings
+    folder = None if work is None else work / way
     if way == "dense":
-        dense, seconds = trial.train(trial.new_model(), settings)
+        dense, seconds = trial.train(trial.new_model(), settings, folder=folder)
         model, epochs = order(dense, calibration=trial.calibration), float(settings.epochs)
     elif way == "paper":
-        ratio = trial.step_ratios({"pairs": "pairs"})["pairs"]
         paper = _paper(settings, 16e-6).model_copy(update={"epochs": max(1, round(settings.epochs / ratio))})
-        model, seconds = trial.train(order(trial.new_model().eval()), paper)
+        model, seconds = trial.train(order(trial.new_model().eval()), paper, folder=folder)
         epochs = float(paper.epochs)
     else:
-        ratio = trial.step_ratios({"alternating": "alternating"})["alternating"]
         first, second = split(settings.model_copy(update={"dense_share": DENSE_SHARE})) or (settings, settings)
         second = second.model_copy(update={"epochs": max(1, round((settings.epochs - first.epochs) / ratio))})
-        warm, warm_s = trial.train(trial.new_model(), first)
-        model, seconds = trial.train(order(warm, calibration=trial.calibration), second)
+        warm, warm_s = trial.train(trial.new_model(), first, folder=folder and folder / "dense")
+        model, seconds = trial.train(order(warm, calibration=trial.calibration), second, folder=folder)
         epochs, seconds = float(first.epochs + second.epochs), warm_s + seconds
     network = trial.network(model)
     whole = {"top1": trial.score(model, {}), "epochs": epochs, "seconds": round(seconds, 1)}
+    print(way, json.dumps(whole), flush=True)
     plans = trial.plans(model, [gmacs * 1e9 / network.macs({}) for gmacs in GMACS])
     polish = settings.model_copy(update={"epochs": 1, "lr": 0.2 * settings.lr, "warmup_epochs": 0.1})
     cuts = []
@@ -161,7 +166,13 @@ def resnet18(trial: Trial, way: str) -> dict[str, Any]:
         cuts.append({**line, "top1": trial.score(model, plan), "polished": trial.score(polished, {})})
         cuts[-1]["polish_s"] = round(polish_s, 1)
         print(way, json.dumps(cuts[-1]), flush=True)
-    return {"whole": whole, "gmacs_dense": round(network.macs({}) / 1e9, 4), "cuts": cuts}
+    return {
+        "device": LocalDevice().facts().name,
+        "bf16": bf16_is_fast("cpu"),
+        "whole": whole,
+        "gmacs_dense": round(network.macs({}) / 1e9, 4),
+        "cuts": cuts,
+    }
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
@@ -203,6 +214,8 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--rows", nargs="+", default=["lenet", "resnet18"], choices=["lenet", "resnet18"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of LeNet")
+    parser.add_argument("--ways", nargs="+", default=list(RESNET18_WAYS), choices=RESNET18_WAYS)
+    parser.add_argument("--work", type=Path, help="folder of ResNet-18's checkpoints")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -231,9 +244,14 @@ def main() -> None:
             "resnet18", {"train": RESNET18.train, "settings": RESNET18.settings.model_dump()}
         )
         trial = Trial("cifar10", RESNET18, given.data, seed=0)
-        for way in RESNET18_WAYS:
+        ratios = found.setdefault("step_ratios", {"dense": 1.0})
+        for way in given.ways:
+            if way not in ratios:
+                sampler = RESNET18_SAMPLERS[way]
+                ratios[way] = trial.step_ratios({sampler: sampler})[sampler]
+                save()
             if way not in found:
-                found[way] = resnet18(trial, way)
+                found[way] = resnet18(trial, way, ratios[way], given.work)
                 save()
 
 

@@ -349,7 +349,9 @@ class Timing(Value):
     p90_ms: float = Field(ge=0)
     spread: float = Field(ge=0, description="interquartile range over median")
     samples_ms: tuple[float, ...]
-    disturbed: bool = Field(default=False, description="other programs kept the device busy meanwhile")
+    disturbed: bool = Field(
+        default=False, description="the device was busy with other programs, or slower than before"
+    )
 
     @classmethod
     def of(cls, samples_ms: Sequence[float], *, disturbed: bool = False) -> Self:
@@ -530,7 +532,7 @@ class LatencyTable(Saved):
 
     @property
     def disturbed(self) -> bool:
-        """Whether other programs kept the device busy while something in it was measured."""
+        """Whether the device was busy, or slower than before, while something in it was measured."""
         timings = [row.timing for row in self.rows if isinstance(row.timing, Timing)]
         timings += [item.timing for fit in self.calibrations for item in fit.networks]
         return any(timing.disturbed for timing in timings)
@@ -590,7 +592,9 @@ class LatencyTable(Saved):
                 f"{100 * DOUBTFUL_ERROR:.0f} %: profile again on a calm device, or trust 'verify' alone"
             )
         if self.disturbed:
-            found.append(f"{self.title} was measured while other programs kept the device busy: profile again")
+            found.append(
+                f"{self.title} was measured while the device was busy or slower than before: profile again"
+            )
         modelled = sum(row.method == "modelled" for row in self.rows)
         if modelled:
             found.append(f"{modelled} of {len(self.rows)} rows of {self.title} are modelled: trust 'verify' alone")

@@ -439,13 +439,15 @@ def test_ctrl_c_is_quiet(bundle: Bundle) -> None:
     before = """
 import os, signal, threading, time
 def interrupt():
-    # During the import itself an interrupt may be swallowed.
-    while not hasattr(sys.modules.get("ai_edge_litert.interpreter"), "Interpreter"):
+    # While a runtime is imported or loads its file an interrupt may be swallowed.
+    while not timed():
         time.sleep(0.01)
-    time.sleep(1.5)
-    while True:
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(8)  # a slow machine is still loading the first time, which may swallow it too
+    os.kill(os.getpid(), signal.SIGINT)
+def timed():
+    frame = sys._current_frames()[threading.main_thread().ident]
+    while frame is not None and frame.f_code.co_name != "measure":
+        frame = frame.f_back
+    return frame is not None and bool(frame.f_locals.get("samples_ms"))
 threading.Thread(target=interrupt, daemon=True).start()
 """
 

@@ -274,6 +274,22 @@ def test_a_machine_that_stays_slower_is_measured_as_it_is() -> None:
     ]
 
 
+@pytest.mark.parametrize(("fastest_ms", "slower"), [(1.0, True), (1.48, False)])
+def test_a_machine_that_became_slower_says_so(fastest_ms: float, slower: bool) -> None:
+    """Its times are as steady as before, so only the mark tells that they are not comparable."""
+    now = conditions()
+    now.fastest_ms = fastest_ms
+    controls = iter([1.5, 1.9, 1.9, 1.9])
+
+    def run(index: int) -> Measured:
+        control_ms = next(controls)
+        return Measured(control_ms, False, {"{}": [Operator("network", Timing.of([control_ms] * 2))]})
+
+    (kept,) = now.calm_runs(run)
+
+    assert kept.disturbed is kept.operators["{}"][0].timing.disturbed is slower
+
+
 def test_runs_beside_other_programs_count_only_when_there_are_no_others() -> None:
     """A machine that others keep busy from beginning to end is as steady as a calm one: its load tells."""
     some = iter([(1.0, True), (1.01, False), (1.0, True), (1.02, False)])
@@ -323,6 +339,18 @@ def test_rows_that_stay_noisy_are_refused(ordered: nn.Module, tmp_path: Path) ->
         measured(ordered, tmp_path, Noisy())
 
 
+def test_a_refused_session_is_measured_anew(ordered: nn.Module, tmp_path: Path) -> None:
+    """On a calm device the same command then succeeds; the exported files are kept."""
+    with pytest.raises(DeviceError, match="the exported files are kept"):
+        measured(ordered, tmp_path, Noisy())
+    calm = FakeRuntime()
+
+    table = measured(ordered, tmp_path, calm)
+
+    assert max(row.spread or 0.0 for row in table.rows) < 1
+    assert calm.exports == 0
+
+
 @given(step=st.sampled_from([4, 8, 12, 16, 32]), offset_ms=st.floats(0, 0.05), slope=st.floats(0.05, 1))
 def test_the_steps_of_any_staircase_are_found(step: int, offset_ms: float, slope: float) -> None:
     """From a few ranks, the distance between the edges comes out; no edge, no step."""
@@ -336,6 +364,17 @@ def test_the_steps_of_any_staircase_are_found(step: int, offset_ms: float, slope
     assert len(asked) == len(set(asked)) == (6 if step <= 16 else len(asked))
     assert find_step(times_ms, expected=10) == step
     assert find_step(lambda ranks: dict.fromkeys(ranks, 1.0), expected=16) is None
+
+
+def test_a_rise_that_does_not_come_twice_is_no_step() -> None:
+    """Noise at one of the ranks that a search meets."""
+    slow = iter([{}, {25: 1.3, 41: 1.3}, *[{}] * 9])
+
+    def times_ms(ranks: Sequence[int]) -> dict[int, float]:
+        noise = next(slow)
+        return {rank: noise.get(rank, 1.0) for rank in ranks}
+
+    assert find_step(times_ms, expected=16) is None
 
 
 def test_a_staircase_that_dips_still_has_its_steps() -> None:

@@ -27,11 +27,12 @@ def find_step(times_ms: Callable[[Sequence[int]], Mapping[int, float]], *, expec
     """The distance between the ranks after which a layer gets slower; None when no two edges are found.
 
     `times_ms(ranks)` measures one layer at those ranks, together. First the two edges that the runtime's usual
-    kernels would have are looked at; where they are not, edges are searched between ranks 16 and 64.
+    kernels would have are looked at; where they are not, edges are searched between ranks 16 and 64, and those
+    that are there when they are measured once more count.
     """
     if _has_edges(times_ms, expected):
         return expected
-    edges = rising_edges(times_ms)
+    edges = _confirmed(rising_edges(times_ms), times_ms)
     gaps = Counter(after - before for before, after in pairwise(edges))
     return max(gaps, key=lambda gap: (gaps[gap], -gap)) if gaps else None
 
@@ -46,6 +47,12 @@ def _has_edges(times_ms: Callable[[Sequence[int]], Mapping[int, float]], step: i
 
     inside = ((two + 1, middle), (middle, middle + 1), (two + 1, three))
     return rises(two, two + 1) and rises(three, three + 1) and not any(rises(*pair) for pair in inside)
+
+
+def _confirmed(edges: Sequence[int], times_ms: Callable[[Sequence[int]], Mapping[int, float]]) -> list[int]:
+    """A search over many ranks meets some rises that are noise; few of them come twice."""
+    ms = times_ms(sorted({rank for edge in edges for rank in (edge, edge + 1)})) if edges else {}
+    return [edge for edge in edges if ms[edge + 1] > ms[edge] * (1 + _RISE)]
 
 
 def rising_edges(times_ms: Callable[[Sequence[int]], Mapping[int, float]]) -> list[int]:

@@ -38,7 +38,7 @@ Operators = dict[str, list[Operator]]
 
 
 class Measured(NamedTuple):
-    """One run over all files: the control's ms, whether others kept the device busy, and the times by name."""
+    """One run over all files: the control's ms, whether the device was busy or slow, and the times by name."""
 
     control_ms: float
     disturbed: bool
@@ -72,7 +72,7 @@ _MEASURED: TypeAdapter[Measured] = TypeAdapter(Measured)
 
 
 class Conditions:
-    """The fastest time of the control so far, against which every run of a session is judged.
+    """The control's fastest undisturbed time so far, against which every run of a session is judged.
 
     Inside one run all files are interleaved and meet the same conditions, so a run that the whole machine
     slowed down looks as steady as a calm one: only other runs of the same control show it, or the time that
@@ -87,23 +87,37 @@ class Conditions:
 
         A run is calm when nobody else kept the device busy and its control lies at most `drift_limit` above
         the fastest. After `most_runs` those that agree with the fastest of them have to do: the machine is
-        slower now than it was, or busy, which their timings then say.
+        busy, or slower now than it was, which their timings then say.
         """
         found: list[Measured] = []
         for index in range(self.protocol.most_runs):
             found.append(run(index))
-            self.fastest_ms = min(self.fastest_ms, found[-1].control_ms)
             quiet = [each for each in found if not each.disturbed]
+            self.fastest_ms = min([self.fastest_ms, *(each.control_ms for each in quiet)])
             calm = self._near(quiet, self.fastest_ms)
             if len(calm) >= self.protocol.calm_runs:
                 return calm
             if (not calm or calm[-1] is not found[-1]) and index + 1 < self.protocol.most_runs:
                 time.sleep(self.protocol.pause_s)  # let pass whatever else keeps the machine busy
         rest = [each for each in found if not each.disturbed] or found
-        return self._near(rest, min(each.control_ms for each in rest))
+        best_ms = min(each.control_ms for each in rest)
+        kept = self._near(rest, best_ms)
+        return kept if best_ms <= self._limit_ms else [_disturbed(each) for each in kept]
+
+    @property
+    def _limit_ms(self) -> float:
+        return self.fastest_ms * (1 + self.protocol.drift_limit)
 
     def _near(self, found: list[Measured], fastest_ms: float) -> list[Measured]:
         return [each for each in found if each.control_ms <= fastest_ms * (1 + self.protocol.drift_limit)]
+
+
+def _disturbed(run: Measured) -> Measured:
+    operators = {
+        name: [each._replace(timing=each.timing.model_copy(update={"disturbed": True})) for each in found]
+        for name, found in run.operators.items()
+    }
+    return run._replace(disturbed=True, operators=operators)
 
 
 def measure_calmly(

@@ -167,9 +167,11 @@ class _Session:
             self._note(rows)
         table = self._table(rows)
         networks = self._with_alone(self.whole(sets, paths, table), paths)
-        refuse_noise(table, networks[0].timing.median_ms, self.protocol, self.device.name)
-        self.journal.clear()
-        self.rows_path.unlink()
+        try:
+            refuse_noise(table, networks[0].timing.median_ms, self.protocol, self.device.name)
+        finally:  # what was refused must not be read again by the session that follows
+            self.journal.clear()
+            self.rows_path.unlink()
         return calibrated(table, self.network, networks)
 
     def _with_alone(

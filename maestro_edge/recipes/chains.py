@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from maestro_edge.errors import CheckpointError, TableError
@@ -19,8 +18,6 @@ __all__ = ["Chain", "chain_sampler"]
 
 _SHARES = (0.06, 0.12, 0.25, 0.4, 0.6, 0.8)
 _PROFILES = 8
-_IMAGES = 512
-_PAIRS = 64  # each has L targets, and L x 9,483 logits
 
 
 class Chain(Saved):
@@ -59,8 +56,7 @@ def chain_sampler(
                 return None  # resumed, and begun without a chain
             _find(run, model, table, progress).save(path)
         found = Chain.load(path)
-        network = trace(model, run.example) if ordered_layers(model) else None
-        if network is not None and network.fingerprint != found.network:
+        if ordered_layers(model) and trace(model, run.example).fingerprint != found.network:
             raise CheckpointError(f"{path} is of another network: choose another folder")
         return AlternatingSampler(profiles=found.profiles)
 
@@ -68,8 +64,7 @@ def chain_sampler(
 
 
 def _find(run: Run, model: nn.Module, table: LatencyTable | None, progress: Progress | None) -> Chain:
-    network, data = trace(model, run.example), run.data.train
-    chosen = torch.arange(min(len(data), _PAIRS if run.data.is_text else _IMAGES))
+    network = trace(model, run.example)
     ranks = {
         name: sorted({max(1, round(share * layer.rank)) for share in _SHARES})
         for name, layer in ordered_layers(model).items()
@@ -78,8 +73,7 @@ def _find(run: Run, model: nn.Module, table: LatencyTable | None, progress: Prog
         model,
         network,
         [] if table is None else [table],
-        run.data.normalise(data.inputs[chosen]),
-        data.targets[chosen],
+        *run.loss_inputs(run.data.train),
         ranks=ranks if table is None else None,
         progress=progress,
     )

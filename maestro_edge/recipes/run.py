@@ -46,6 +46,8 @@ __all__ = ["Run", "RunFacts", "create", "open_run"]
 Progress = Callable[[int, int, str], None]
 
 _CALIBRATION_IMAGES = 512
+_LOSS_IMAGES = 512
+_LOSS_PAIRS = 64  # each has L targets, and L x 9,483 logits
 
 
 class RunFacts(Saved):
@@ -159,6 +161,11 @@ class Run:
             prepare=self.data.normalise,
             augment=None if as_given else varied,
         )
+
+    def loss_inputs(self, split: datasets.Split) -> tuple[Tensor, Tensor]:
+        """Prepared inputs (N, …) and targets of `split` that sensitivities are measured on."""
+        count = _LOSS_PAIRS if self.data.is_text else _LOSS_IMAGES
+        return self.data.normalise(split.inputs[:count]), split.targets[:count]
 
     def score(self, model: nn.Module, split: datasets.Split) -> Score:
         return evaluate(model, split.inputs, split.targets, self.data.normalise)

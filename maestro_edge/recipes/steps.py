@@ -49,8 +49,6 @@ __all__ = [
 
 _CARRIED = "coreml"
 """The runtime whose device measures by itself: its files are carried there, its answers back."""
-_SENSITIVITY_IMAGES = 512
-_SENSITIVITY_PAIRS = 64  # each has L targets, and L x 9,483 logits
 
 
 def train_run(
@@ -322,14 +320,11 @@ def _carried_table(run: Run, runtime: Runtime, profiles: Path) -> LatencyTable:
 
 def sensitivity_of(run: Run, tables: Sequence[LatencyTable], *, progress: Progress | None = None) -> Sensitivity:
     """Loss of each layer at each rank of `tables` on validation inputs; what was evaluated before is kept."""
-    validation = run.data.validation
-    count = _SENSITIVITY_PAIRS if run.data.is_text else _SENSITIVITY_IMAGES
     return measure_sensitivity(
         run.ordered,
         run.network,
         tables,
-        run.data.normalise(validation.inputs[:count]),
-        validation.targets[:count],
+        *run.loss_inputs(run.data.validation),
         path=run.folder / "sensitivity.json",
         progress=progress,
     )
