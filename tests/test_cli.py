@@ -1,4 +1,4 @@
-"""The command line on real input: one short demo on LiteRT, then what users do with its folder, well and badly."""
+"""The command line on real input: trainings, devices and what is refused before any work."""
 
 from __future__ import annotations
 
@@ -6,166 +6,19 @@ import json
 import os
 import re
 import resource
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
-from maestro_edge.cli import app
 from maestro_edge.recipes.models import resnet8
 from maestro_edge.training import load_checkpoint
-from maestro_edge.values import DENSE, LatencyTable, Manifest, RankPlan
-
-ROOT = Path(__file__).parents[1]
-
-
-class Done(NamedTuple):
-    """Exit code, standard output and standard error of a finished command."""
-
-    code: int
-    out: str
-    err: str
-
-
-def maestro(*argv: str | Path, folder: Path, timeout_s: float = 880) -> Done:
-    done = subprocess.run(
-        [sys.executable, "-m", "maestro_edge.cli", *map(str, argv)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        check=False,
-    )
-    return Done(done.returncode, done.stdout, done.stderr)
-
-
-def here(*argv: str, folder: Path) -> Done:
-    """The same in this process, for what is refused: no second of imports a call."""
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        done = CliRunner().invoke(app, list(argv))
-    finally:
-        os.chdir(before)
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    return Done(done.exit_code, done.stdout, done.stderr)
-
-
-@pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Done]]:
-    """One epoch of each training, LiteRT and Core ML: (folder that holds runs/demo and profiles, output)."""
-    folder = tmp_path_factory.mktemp("demo")
-    done = maestro("demo", "--runtime", "litert", "--epochs", "1", "--dense-epochs", "2", folder=folder)
-    yield folder, done
-
-
-@pytest.fixture
-def run(demo: tuple[Path, Done], tmp_path: Path) -> Path:
-    """A copy of the demo's folder that a test may spoil."""
-    shutil.copytree(demo[0], tmp_path / "copy")
-    return tmp_path / "copy"
-
-
-def test_the_demo_leaves_a_complete_bundle(demo: tuple[Path, Done]) -> None:
-    """Three budgets and dense for each runtime, every file as the manifest says, a table and a report."""
-    folder, done = demo
-
-    assert done.code == 0, done.err
-    manifest = Manifest.load(folder / "runs" / "demo" / "bundle" / "manifest.json")
-    litert = [v for v in manifest.variants if v.runtime == "litert"]
-    assert [v.budget_ms is None for v in litert] == [True, False, False, False]
-    assert all(v.measured_ms is not None and v.measured_ms.n >= 20 for v in litert)
-    assert all(v.sqnr_db > 60 and v.top1_agreement == 1 for v in manifest.variants)
-    assert all(v.measured_ms is None for v in manifest.variants if v.runtime == "coreml")
-    assert len([v for v in manifest.variants if v.runtime == "coreml"]) == 4
-    assert len(list((folder / "profiles").glob("*.litert-*.json"))) == 1
-    assert (folder / "runs" / "demo" / "report.html").read_text().count("data:image") >= 4
-
-
-def test_the_demo_prints_its_table(demo: tuple[Path, Done]) -> None:
-    """Measured beside predicted, speed-up and accuracy, and nothing of what converters say."""
-    out = demo[1].out
-
-    assert re.search(r"litert-dense .*1\.00x", out)
-    assert "not measured" in out and "top-1 %" in out
-    assert "WARNING" not in out and "INFO" not in out and demo[1].err == ""
-
-
-def test_no_plan_is_slower_than_dense(demo: tuple[Path, Done]) -> None:
-    """In every plan each layer's chosen option was measured at most as slow as dense."""
-    plans = [RankPlan.load(path) for path in (demo[0] / "runs" / "demo" / "plans").glob("*.json")]
-
-    assert len(plans) == 3
-    assert all(layer.ms <= layer.dense_ms for plan in plans for layer in plan.layers)
-    assert any(layer.rank != DENSE for plan in plans for layer in plan.layers)
-
-
-def test_the_linux_app_runs_the_bundle(demo: tuple[Path, Done], tmp_path: Path) -> None:
-    """The app of apps/linux classifies an image with the demo's bundle, in a process without maestro_edge."""
-    from PIL import Image
-
-    from maestro_edge.recipes.data import load
-
-    data = load("digits")
-    image = tmp_path / "digit.png"
-    Image.fromarray(data.test.inputs[0, 0].numpy()).save(image)
-    app = ROOT / "apps" / "linux" / "classify.py"
-
-    done = subprocess.run(
-        [sys.executable, str(app), str(demo[0] / "runs" / "demo" / "bundle"), str(image), "--json"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
-    )
-
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)
-
-
-def test_plan_prints_every_layer_and_the_totals(run: Path) -> None:
-    """Rank, params, MACs, kB and ms per layer, with the totals beside dense."""
-    done = maestro("plan", "runs/demo", "--runtime", "litert", "--budget-ms", "1000", folder=run)
-
-    assert done.code == 0, done.err
-    for word in ("blocks.2.conv2", "params", "MACs", "dense ms", "total", "dense network", "predicted"):
-        assert word in done.out
-
-
-def test_export_verify_bundle_and_report_run_on_their_own(run: Path) -> None:
-    """Each step of the demo is a command; together they bundle a new budget."""
-    for argv in (
-        ("plan", "runs/demo", "--runtime", "litert", "--budget-ms", "900"),
-        ("export", "runs/demo", "--runtime", "litert"),
-        ("verify", "runs/demo", "--runtime", "litert"),
-        ("bundle", "runs/demo", "--out", "out/bundle"),
-        ("report", "runs/demo"),
-    ):
-        done = here(*argv, folder=run)
-        assert done.code == 0, (argv, done.err)
-
-    manifest = Manifest.load(run / "out" / "bundle" / "manifest.json")
-    assert {v.budget_ms for v in manifest.variants} >= {None, 900.0}
-    assert all((run / "out" / "bundle" / v.file).exists() for v in manifest.variants)
-
-
-def refused(done: Done) -> str:
-    """The one line of a refusal."""
-    assert done.code == 1, done
-    lines = done.err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("maestro-edge: "), done.err
-    assert "Traceback" not in done.out
-    return lines[0]
+from tests.command import ROOT, Done, here, maestro, refused
 
 
 @pytest.mark.parametrize("budget", ["0", "-1", "nan", "inf", "soon"])
@@ -175,94 +28,6 @@ def test_a_budget_that_is_no_time_is_refused(budget: str, tmp_path: Path) -> Non
 
     assert "is not a time" in line and budget in line
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_impossible_budget_names_the_reachable_minimum_and_saves_nothing(run: Path) -> None:
-    """No plan file appears or changes, not even of the possible budget beside it."""
-    plans = run / "runs" / "demo" / "plans"
-    before = {path.name: path.read_bytes() for path in plans.iterdir()}
-
-    line = refused(
-        here("plan", "runs/demo", "--runtime", "litert", "--budget-ms", "500", "--budget-ms", "0.0001", folder=run)
-    )
-
-    assert re.search(r"below the fastest plan, [\d.]+ ms", line) and "milliseconds" in line
-    assert {path.name: path.read_bytes() for path in plans.iterdir()} == before
-
-
-@pytest.mark.parametrize("change", ["schema_version", "runtime_version", "truncated", "missing"])
-def test_a_table_of_another_schema_or_version_is_refused(run: Path, change: str) -> None:
-    """The line says what differs and what to do."""
-    (path,) = (run / "profiles").glob("*.litert-*.json")
-    raw = json.loads(path.read_text())
-    if change == "truncated":
-        path.write_text(path.read_text()[:200])
-    elif change == "missing":
-        path.rename(path.with_name(path.name.replace(LatencyTable.load(path).runtime_version, "0.1")))
-    else:
-        path.write_text(json.dumps({**raw, change: 7 if change == "schema_version" else "0.1"}))
-
-    line = refused(here("plan", "runs/demo", "--runtime", "litert", "--budget-ms", "500", folder=run))
-
-    assert "profile" in line or "make it again" in line
-
-
-@pytest.mark.parametrize("damage", ["json", "weights"])
-def test_a_damaged_checkpoint_is_refused(run: Path, damage: str) -> None:
-    """Truncated JSON or weights: one line, nothing exported."""
-    folder = run / "runs" / "demo" / "ordered"
-    path = next(folder.glob("checkpoint.json" if damage == "json" else "weights-*"))
-    path.write_bytes(path.read_bytes()[:-20])
-    shutil.rmtree(run / "runs" / "demo" / "files")
-
-    line = refused(here("export", "runs/demo", "--runtime", "litert", folder=run))
-
-    assert "runs/demo/ordered" in line
-    assert not (run / "runs" / "demo" / "files").exists()
-
-
-def test_a_file_changed_after_its_export_is_not_measured_or_bundled(run: Path) -> None:
-    """verify and bundle name the file."""
-    file = run / "runs" / "demo" / "files" / "litert-dense.tflite"
-    file.write_bytes(file.read_bytes()[:-8] + b"tampered")
-
-    assert "litert-dense.tflite" in refused(here("verify", "runs/demo", "--runtime", "litert", folder=run))
-    assert "litert-dense.tflite" in refused(here("bundle", "runs/demo", "--out", "b", folder=run))
-    assert not (run / "b").exists()
-
-
-def test_a_folder_that_cannot_be_written_is_one_line(run: Path) -> None:
-    """A file stands where the folder should be (root may write anywhere else)."""
-    (run / "file").write_text("")
-
-    for argv in (
-        ("train", "--out", "file/run", "--epochs", "1", "--dense-epochs", "1"),
-        ("bundle", "runs/demo", "--out", "file/bundle"),
-        ("profile", "runs/demo", "--runtime", "litert", "--profiles", "file/profiles"),
-    ):
-        assert "file" in refused(here(*argv, folder=run))
-
-
-def test_names_that_do_not_exist_are_one_line(run: Path) -> None:
-    """Run folder, device, runtime, data and model."""
-    for argv, word in (
-        (("export", "nowhere"), "not a run folder"),
-        (("profile", "runs/demo", "--device", "usb:1"), "no device 'usb:1'"),
-        (("profile", "runs/demo", "--runtime", "onnx"), "no runtime 'onnx'"),
-        (("data", "imagenet"), "imagenet"),
-        (("data", "mnist:nowhere"), "nowhere"),
-        (("order", "no.such:model"), "no.such:model"),
-        (("order", "resnet8"), "package.module:function"),
-    ):
-        assert word in refused(here(*argv, folder=run)), argv
-
-
-def test_a_run_of_a_foreign_model_imports_nothing_unnamed(run: Path) -> None:
-    """A folder from elsewhere must not decide which code is run."""
-    facts = run / "runs" / "demo" / "run.json"
-    facts.write_text(facts.read_text().replace("maestro_edge.recipes.models:resnet8", "os:getcwd"))
-
-    assert "--model os:getcwd" in refused(here("export", "runs/demo", folder=run))
 
 
 def test_ctrl_c_stops_training_and_the_same_command_goes_on(tmp_path: Path) -> None:
@@ -289,50 +54,6 @@ def test_ctrl_c_stops_training_and_the_same_command_goes_on(tmp_path: Path) -> N
     assert 1 <= stopped["epoch"] < 3
     assert again.code == 0
     assert json.loads(checkpoint.read_text())["training"]["epoch"] == 3
-
-
-def has_begun(step: str, folder: Path, process: subprocess.Popen[str]) -> bool:
-    """Whether a step is in the middle of its work."""
-    if step == "profile":
-        return len(list((folder / "work").rglob("network-*.tflite"))) > 5
-    if step == "export":
-        return bool(list((folder / "work" / "exports").glob("*.json")))
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return any("runner.py" in Path(f"/proc/{child}/cmdline").read_text() for child in children)
-
-
-@pytest.mark.parametrize("step", ["profile", "export", "verify"])
-def test_ctrl_c_stops_the_other_long_steps(run: Path, step: str) -> None:
-    """One line and exit code 1, no half-written file; what was finished is kept and the command then succeeds."""
-    folder = run / "runs" / "demo"
-    shutil.rmtree(folder / "work" / "exports")
-    for path in [*folder.glob("work/*/rows.json"), *sorted(folder.glob("work/*/network-*"))[5:]]:
-        path.unlink()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "maestro_edge.cli", step, "runs/demo", "--runtime", "litert"],
-        cwd=run,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 600
-    while not has_begun(step, folder, process):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=240)
-    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("work/*/network-*")}
-
-    line = refused(Done(process.returncode, out, err))
-    leftovers = [path for path in run.rglob("*") if ".part" in path.name]
-    again = here(step, "runs/demo", "--runtime", "litert", folder=run)
-
-    assert "interrupted" in line
-    assert leftovers == []
-    assert again.code == 0, again.err
-    assert all(path.stat().st_mtime_ns == before for path, before in kept.items())
 
 
 def test_a_chain_in_milliseconds_needs_a_table(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from playwright.sync_api import Browser
 
 from maestro_edge.devices import connect
 from maestro_edge.values import LatencyTable, Manifest, RankPlan, Source
+from tests.command import ROOT, here, refused
 from tests.devices.peers import Board, Phone
-from tests.test_cli import ROOT, here, refused
 
 MODEL = "tests.devices.tiny:build"
 BUDGET_MS = "60000"
