@@ -8,7 +8,7 @@ import math
 import random
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from maestro_edge.errors import BudgetError, TableError
 from maestro_edge.ordered import cut, order, trace
-from maestro_edge.planning import Option, chain, measure_sensitivity, plan, reachable_ms, solve
-from maestro_edge.planning.greedy import hull
+from maestro_edge.planning import Option, chain, measure_sensitivity, plan, reachable_ms, solve, solve_exactly
+from maestro_edge.planning.greedy import Knapsack, Solution, hulls
 from maestro_edge.training import ChainSampler
 from maestro_edge.values import (
     DENSE,
@@ -37,28 +37,52 @@ from maestro_edge.values import (
     Timing,
 )
 
-# The solver. Quarters and eighths add up exactly, so that "over budget" needs no tolerance.
+# The solvers. Quarters and eighths add up exactly, so that "over budget" needs no tolerance.
 
-OPTIONS = st.builds(Option, st.integers(0, 20).map(lambda n: n / 4), st.integers(-4, 12).map(lambda n: n / 8))
-TIED = st.builds(Option, st.sampled_from([1.0, 2.0]), st.sampled_from([0.0, 0.5]))
+COSTS = st.integers(0, 20).map(lambda n: n / 4)
+LOSSES = st.integers(-4, 12).map(lambda n: n / 8)
+OPTIONS = st.builds(lambda cost, loss: Option((cost,), loss), COSTS, LOSSES)
+TIED = st.builds(
+    lambda cost, loss: Option((cost,), loss), st.sampled_from([1.0, 2.0]), st.sampled_from([0.0, 0.5])
+)
 TABLES = st.lists(st.lists(OPTIONS | TIED, min_size=1, max_size=5), min_size=1, max_size=4)
+PAIRED = st.lists(
+    st.lists(st.builds(Option, st.tuples(COSTS, COSTS), LOSSES), min_size=1, max_size=4), min_size=1, max_size=4
+)
 BUDGETS = st.integers(-1, 64).map(lambda n: n / 4)
 
 
+def option(ms: float, loss: float) -> Option:
+    return Option((ms,), loss)
+
+
+def totals(layers: Sequence[Sequence[Option]], chosen: Sequence[int]) -> list[float]:
+    picked = [options[index].costs for options, index in zip(layers, chosen, strict=True)]
+    return [sum(costs) for costs in zip(*picked, strict=True)]
+
+
 def total_ms(layers: Sequence[Sequence[Option]], chosen: Sequence[int]) -> float:
-    return sum(options[index].ms for options, index in zip(layers, chosen, strict=True))
+    return sum(totals(layers, chosen))
 
 
 def total_loss(layers: Sequence[Sequence[Option]], chosen: Sequence[int]) -> float:
     return sum(options[index].loss for options, index in zip(layers, chosen, strict=True))
 
 
-def least_loss(layers: Sequence[Sequence[Option]], budget_ms: float) -> float | None:
-    """The optimum by trying every combination; None where none keeps the budget."""
+def least_loss(layers: Sequence[Sequence[Option]], budgets: Sequence[float]) -> float | None:
+    """The optimum by trying every combination; None where none keeps the budgets."""
     every = itertools.product(*(range(len(options)) for options in layers))
-    return min(
-        (total_loss(layers, chosen) for chosen in every if total_ms(layers, chosen) <= budget_ms), default=None
+    held = (
+        total_loss(layers, chosen)
+        for chosen in every
+        if all(total <= budget for total, budget in zip(totals(layers, chosen), budgets, strict=True))
     )
+    return min(held, default=None)
+
+
+def hull(options: Sequence[Option]) -> list[int]:
+    problem = Knapsack.of([options], [0.0])
+    return [int(index) for index in hulls(problem.costs[0], problem.losses)[0]]
 
 
 def largest_step(layers: Sequence[Sequence[Option]]) -> float:
@@ -73,51 +97,79 @@ def largest_step(layers: Sequence[Sequence[Option]]) -> float:
 
 @settings(deadline=None, max_examples=400)
 @given(layers=TABLES, budget_ms=BUDGETS)
-@example(layers=[[Option(2, 0), Option(1, 0)]], budget_ms=1)
-@example(layers=[[Option(2, 0), Option(2, 0.5), Option(2, -0.5)]], budget_ms=2)
-@example(layers=[[Option(1, 0.5), Option(2, 0.25), Option(3, 0), Option(2, 0)]], budget_ms=2)
-@example(layers=[[Option(3, 0), Option(4, 0.25), Option(1, 1)]] * 2, budget_ms=4)
-def test_the_solver_is_within_one_hull_step_of_brute_force(layers: list[list[Option]], budget_ms: float) -> None:
-    """It finds a plan exactly when there is one, keeps the budget, and its loss is bounded by the LP's."""
-    optimum = least_loss(layers, budget_ms)
+@example(layers=[[option(2, 0), option(1, 0)]], budget_ms=1)
+@example(layers=[[option(2, 0), option(2, 0.5), option(2, -0.5)]], budget_ms=2)
+@example(layers=[[option(1, 0.5), option(2, 0.25), option(3, 0), option(2, 0)]], budget_ms=2)
+@example(layers=[[option(3, 0), option(4, 0.25), option(1, 1)]] * 2, budget_ms=4)
+def test_the_solvers_against_brute_force(layers: list[list[Option]], budget_ms: float) -> None:
+    """They find a plan exactly when there is one; the greedy one is within the LP's bound, the exact one exact."""
+    optimum = least_loss(layers, [budget_ms])
     if optimum is None:
-        with pytest.raises(BudgetError, match="below the fastest plan"):
-            solve(layers, budget_ms)
+        for solver in (solve, solve_exactly):
+            with pytest.raises(BudgetError, match="below the smallest total"):
+                solver(layers, [budget_ms])
         return
 
-    chosen = solve(layers, budget_ms)
+    found, exact = solve(layers, [budget_ms]), solve_exactly(layers, [budget_ms])
 
-    assert total_ms(layers, chosen) <= budget_ms
-    excess = total_loss(layers, chosen) - optimum
+    for solution in (found, exact):
+        assert total_ms(layers, solution.chosen) <= budget_ms
+        assert total_loss(layers, solution.chosen) == pytest.approx(solution.loss)
+        assert solution.bound <= optimum + 1e-6
+    excess = found.loss - optimum
     assert excess == 0 or 0 < excess < largest_step(layers)
+    assert exact.loss == pytest.approx(optimum, abs=1e-6) and exact.bound == pytest.approx(optimum, abs=1e-6)
+
+
+@settings(deadline=None, max_examples=300)
+@given(layers=PAIRED, budgets=st.tuples(BUDGETS, BUDGETS))
+@example(layers=[[Option((0.0, 2.0), 0), Option((2.0, 0.0), 0)]], budgets=(1.0, 1.0))
+def test_two_budgets_against_brute_force(layers: list[list[Option]], budgets: tuple[float, float]) -> None:
+    """The exact solver decides whether there is a plan; what the greedy one finds keeps both budgets."""
+    optimum = least_loss(layers, budgets)
+    if optimum is None:
+        for solver in (solve, solve_exactly):
+            with pytest.raises(BudgetError):
+                solver(layers, budgets)
+        return
+
+    exact = solve_exactly(layers, budgets)
+    try:
+        found = solve(layers, budgets)
+    except BudgetError:
+        found = exact  # with several budgets only the exact solver is sure
+
+    for solution in (found, exact):
+        kept = zip(totals(layers, solution.chosen), budgets, strict=True)
+        assert all(total <= budget for total, budget in kept)
+        assert solution.bound <= optimum + 1e-6
+    assert exact.loss == pytest.approx(optimum, abs=1e-6) and found.loss >= optimum
 
 
 @settings(deadline=None)
 @given(layers=TABLES)
 def test_the_solver_takes_the_least_loss_when_the_budget_allows_it(layers: list[list[Option]]) -> None:
     """No step is taken that the budget does not ask for."""
-    best = [min(options, key=lambda option: (option.loss, option.ms)) for options in layers]
+    best = [min(options, key=lambda option: (option.loss, option.costs)) for options in layers]
 
-    chosen = solve(layers, sum(option.ms for option in best))
+    found = solve(layers, [sum(option.costs[0] for option in best)])
 
-    assert total_loss(layers, chosen) == sum(option.loss for option in best)
+    assert found.loss == sum(option.loss for option in best)
 
 
 @settings(deadline=None)
 @given(layers=TABLES)
 def test_the_solver_reaches_the_fastest_plan(layers: list[list[Option]]) -> None:
     """The budget of the fastest options together is kept exactly."""
-    fastest = sum(min(option.ms for option in options) for options in layers)
+    fastest = sum(min(option.costs[0] for option in options) for options in layers)
 
-    chosen = solve(layers, fastest)
-
-    assert total_ms(layers, chosen) == fastest
+    assert total_ms(layers, solve(layers, [fastest]).chosen) == fastest
 
 
 @settings(deadline=None)
 @given(
     layers=st.lists(
-        st.lists(st.builds(Option, st.floats(1e-3, 1e3), st.floats(-1, 10)), min_size=1, max_size=6),
+        st.lists(st.builds(option, st.floats(1e-3, 1e3), st.floats(-1, 10)), min_size=1, max_size=6),
         min_size=1,
         max_size=6,
     ),
@@ -125,28 +177,27 @@ def test_the_solver_reaches_the_fastest_plan(layers: list[list[Option]]) -> None
 )
 def test_the_solver_keeps_budgets_that_do_not_add_up_exactly(layers: list[list[Option]], share: float) -> None:
     """Measured times are any floats; the sum is over by rounding at most."""
-    fastest = sum(min(option.ms for option in options) for options in layers)
-    slowest = sum(max(option.ms for option in options) for options in layers)
+    fastest = sum(min(option.costs[0] for option in options) for options in layers)
+    slowest = sum(max(option.costs[0] for option in options) for options in layers)
     budget_ms = fastest + share * (slowest - fastest)
 
-    chosen = solve(layers, budget_ms)
+    found = solve(layers, [budget_ms])
 
-    assert total_ms(layers, chosen) <= budget_ms * (1 + 1e-12)
+    assert total_ms(layers, found.chosen) <= budget_ms * (1 + 1e-11)
 
 
-def test_no_layers_take_no_time() -> None:
+@pytest.mark.parametrize("solver", [solve, solve_exactly])
+def test_no_layers_take_no_time(solver: Callable[..., Solution]) -> None:
     """A network without ordered layers has one plan: itself."""
-    chosen = solve([], 0)
-
-    assert chosen == []
+    assert solver([], [0.0]).chosen == []
 
 
 def test_a_budget_below_the_fastest_plan_is_named_with_it() -> None:
     """Both times are in the message."""
-    layers = [[Option(3, 0), Option(2, 1)], [Option(1.5, 0)]]
+    layers = [[option(3, 0), option(2, 1)], [option(1.5, 0)]]
 
-    with pytest.raises(BudgetError, match=r"3 ms is below the fastest plan, 3\.5 ms"):
-        solve(layers, 3)
+    with pytest.raises(BudgetError, match=r"3 is below the smallest total, 3\.5"):
+        solve(layers, [3])
 
 
 @settings(deadline=None, max_examples=300)
@@ -155,11 +206,11 @@ def test_a_hull_is_convex_and_falls_from_the_least_loss_to_the_fastest(options: 
     """Each step saves time, costs loss, and costs more per millisecond than the one before."""
     path = [options[index] for index in hull(options)]
 
-    assert path[0] == min(options, key=lambda option: (option.loss, option.ms))
-    assert path[-1] == min(options, key=lambda option: (option.ms, option.loss))
+    assert path[0] == min(options, key=lambda option: (option.loss, option.costs))
+    assert path[-1] == min(options, key=lambda option: (option.costs, option.loss))
     steps = list(itertools.pairwise(path))
-    assert all(there.ms < here.ms and there.loss > here.loss for here, there in steps)
-    prices = [(there.loss - here.loss) / (here.ms - there.ms) for here, there in steps]
+    assert all(there.costs < here.costs and there.loss > here.loss for here, there in steps)
+    prices = [(there.loss - here.loss) / (here.costs[0] - there.costs[0]) for here, there in steps]
     assert all(earlier < later for earlier, later in itertools.pairwise(prices))
 
 
@@ -169,57 +220,56 @@ def test_no_option_lies_below_the_hull(options: list[Option]) -> None:
     """What is left out is no better than the line between two that are kept."""
     path = [options[index] for index in hull(options)]
 
-    for option in options:
-        assert option.ms >= path[-1].ms
-        assert option.loss >= path[0].loss
+    for (ms,), loss in options:
+        assert ms >= path[-1].costs[0]
+        assert loss >= path[0].loss
         for here, there in itertools.pairwise(path):
-            if there.ms <= option.ms <= here.ms:
-                share = (here.ms - option.ms) / (here.ms - there.ms)
-                assert option.loss >= here.loss + share * (there.loss - here.loss) - 1e-9
+            if there.costs[0] <= ms <= here.costs[0]:
+                share = (here.costs[0] - ms) / (here.costs[0] - there.costs[0])
+                assert loss >= here.loss + share * (there.loss - here.loss) - 1e-9
 
 
 def measured_curve(rng: random.Random, wrong_share: float) -> tuple[list[Option], set[int]]:
     """40 ranks with a falling loss, some of them slower than the next rank up: as devices really measure."""
-    clean = [Option(ms=0.25 + rank / 32, loss=4 / rank) for rank in range(1, 41)]
+    clean = [option(0.25 + rank / 32, 4 / rank) for rank in range(1, 41)]
     wrong = set(rng.sample(range(1, 39), round(wrong_share * 40)))
     slower = [
-        Option(option.ms + rng.uniform(2, 6) / 32 + len(wrong) / 32, option.loss) if i in wrong else option
-        for i, option in enumerate(clean)
+        option(ms + rng.uniform(2, 6) / 32 + len(wrong) / 32, loss) if i in wrong else option(ms, loss)
+        for i, ((ms,), loss) in enumerate(clean)
     ]
     return slower, wrong
 
 
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 2**32), wrong_share=st.floats(0.08, 0.2), share=st.floats(0, 1))
-def test_the_solver_passes_over_ranks_that_are_slower_than_larger_ones(
+def test_ranks_that_are_slower_than_larger_ones_do_not_lead_astray(
     seed: int, wrong_share: float, share: float
 ) -> None:
-    """With 8-20 % of the steps going the wrong way the plan is the one without the bad ranks."""
+    """With 8-20 % of the steps going the wrong way the greedy choice is within 3 % of the optimum."""
     rng = random.Random(seed)
     curves = [measured_curve(rng, wrong_share) for _ in range(12)]
     layers = [options for options, _ in curves]
-    clean = [[o for i, o in enumerate(options) if i not in wrong] for options, wrong in curves]
-    fastest, slowest = (sum(pick(o.ms for o in options) for options in clean) for pick in (min, max))
+    fastest, slowest = (sum(pick(o.costs[0] for o in options) for options in layers) for pick in (min, max))
     budget_ms = fastest + share * (slowest - fastest)
 
-    chosen = solve(layers, budget_ms)
+    found, exact = solve(layers, [budget_ms]), solve_exactly(layers, [budget_ms])
 
-    assert all(index not in wrong for index, (_, wrong) in zip(chosen, curves, strict=True))
-    assert total_loss(layers, chosen) == pytest.approx(total_loss(clean, solve(clean, budget_ms)))
+    assert all(index not in wrong for index, (_, wrong) in zip(found.chosen, curves, strict=True))
+    assert exact.loss - 1e-9 <= found.loss <= 1.03 * exact.loss
 
 
 def test_a_thousand_layers_of_64_options_are_solved_in_a_second() -> None:
     """Counted in CPU time: budgets from tight to loose."""
     rng = random.Random(0)
-    layers = [[Option(rng.uniform(0.1, 10), rng.random()) for _ in range(64)] for _ in range(1000)]
-    fastest = sum(min(option.ms for option in options) for options in layers)
+    layers = [[option(rng.uniform(0.1, 10), rng.random()) for _ in range(64)] for _ in range(1000)]
+    fastest = sum(min(option.costs[0] for option in options) for options in layers)
 
     for budget_ms in (1.01 * fastest, 2 * fastest, 10 * fastest):
         started = time.process_time()
-        chosen = solve(layers, budget_ms)
+        found = solve(layers, [budget_ms])
         cpu_s = time.process_time() - started
 
-        assert total_ms(layers, chosen) <= budget_ms
+        assert total_ms(layers, found.chosen) <= budget_ms
         assert cpu_s < 1, f"{cpu_s:.2f} s of CPU time"
 
 

@@ -1,8 +1,9 @@
 """Planning: from tables to a rank for every layer."""
 
 from maestro_edge.planning.chain import chain
-from maestro_edge.planning.greedy import Option, solve
+from maestro_edge.planning.exact import solve_exactly
+from maestro_edge.planning.greedy import Option, Solution, solve
 from maestro_edge.planning.plan import plan, reachable_ms
 from maestro_edge.planning.sensitivity import measure_sensitivity
 
-__all__ = ["Option", "chain", "measure_sensitivity", "plan", "reachable_ms", "solve"]
+__all__ = ["Option", "Solution", "chain", "measure_sensitivity", "plan", "reachable_ms", "solve", "solve_exactly"]

@@ -6,7 +6,7 @@ import math
 from heapq import heapify, heappop, heappush
 
 from maestro_edge.errors import TableError
-from maestro_edge.planning.greedy import Option, hull
+from maestro_edge.planning.greedy import Knapsack, Option, hulls
 from maestro_edge.values import DENSE, LatencyTable, Layer, Network, Rank, Sensitivity
 
 __all__ = ["chain"]
@@ -30,18 +30,20 @@ def chain(
     ranks = {layer.name: _ranks(layer, sensitivity, table) for layer in network.ordered}
     options = {
         layer.name: [
-            Option(_cost(layer, r, table), sensitivity.increase(layer.name, r)) for r in ranks[layer.name]
+            Option((_cost(layer, r, table),), sensitivity.increase(layer.name, r)) for r in ranks[layer.name]
         ]
         for layer in network.ordered
     }
-    hulls = {name: _falling(hull(found), ranks[name]) for name, found in options.items()}
-    walked = _walk(options, hulls)
+    problem = Knapsack.of(list(options.values()), [0.0])
+    corners = hulls(problem.costs[0], problem.losses)
+    paths = {name: _falling(path.tolist(), ranks[name]) for name, path in zip(options, corners, strict=True)}
+    walked = _walk(options, paths)
     if not walked:
         raise TableError(f"no rank in the sensitivities of {network.name} is cheaper than dense: add smaller ones")
     dense = sum(_cost(layer, DENSE, table) for layer in network.layers)
     costs = [dense - saved for saved, _ in walked]
     chosen = _spread(costs, dense, profiles)
-    return tuple({name: ranks[name][hulls[name][at]] for name, at in walked[i][1].items()} for i in chosen)
+    return tuple({name: ranks[name][paths[name][at]] for name, at in walked[i][1].items()} for i in chosen)
 
 
 def _ranks(layer: Layer, sensitivity: Sensitivity, table: LatencyTable | None) -> list[Rank]:
@@ -66,24 +68,24 @@ def _cost(layer: Layer, rank: Rank, table: LatencyTable | None) -> float:
     return float(layer.spec.macs(rank)) if table is None else table.row(layer.spec, rank).ms
 
 
-def _walk(options: dict[str, list[Option]], hulls: dict[str, list[int]]) -> list[tuple[float, dict[str, int]]]:
+def _walk(options: dict[str, list[Option]], paths: dict[str, list[int]]) -> list[tuple[float, dict[str, int]]]:
     """After each step: what it has saved in all, and how far down its hull each layer is."""
 
     def price(name: str, at: int) -> float:
-        here, there = (options[name][hulls[name][i]] for i in (at, at + 1))
-        return (there.loss - here.loss) / (here.ms - there.ms)
+        here, there = (options[name][paths[name][i]] for i in (at, at + 1))
+        return (there.loss - here.loss) / (here.costs[0] - there.costs[0])
 
-    position = dict.fromkeys(hulls, 0)
+    position = dict.fromkeys(paths, 0)
     # A rank may cost less and lose less than dense: the walk starts where each layer's hull does.
-    saved = sum(options[name][-1].ms - options[name][path[0]].ms for name, path in hulls.items())
-    steps = [(price(name, 0), name) for name, path in hulls.items() if len(path) > 1]
+    saved = sum(options[name][-1].costs[0] - options[name][path[0]].costs[0] for name, path in paths.items())
+    steps = [(price(name, 0), name) for name, path in paths.items() if len(path) > 1]
     heapify(steps)
     walked = []
     while steps:
         _, name = heappop(steps)
         at = position[name] = position[name] + 1
-        saved += options[name][hulls[name][at - 1]].ms - options[name][hulls[name][at]].ms
-        if at + 1 < len(hulls[name]):
+        saved += options[name][paths[name][at - 1]].costs[0] - options[name][paths[name][at]].costs[0]
+        if at + 1 < len(paths[name]):
             heappush(steps, (price(name, at), name))
         walked.append((saved, dict(position)))
     return walked

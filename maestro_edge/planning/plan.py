@@ -53,7 +53,7 @@ def plan(
     ranks = {layer.name: _ranks(layer, table, sensitivity) for layer in network.ordered}
     options = [
         [
-            Option(table.row(layer.spec, rank).ms, sensitivity.increase(layer.name, rank))
+            Option((table.row(layer.spec, rank).ms,), sensitivity.increase(layer.name, rank))
             for rank in ranks[layer.name]
         ]
         for layer in network.ordered
@@ -61,7 +61,7 @@ def plan(
     fixed_ms = sum(table.row(layer.spec, DENSE).ms for layer in network.layers if not layer.ordered)
     layers_ms = (planned_ms - calibration.intercept_ms) / calibration.slope - calibration.rest_ms - fixed_ms
     try:
-        chosen = solve(options, layers_ms)
+        chosen = solve(options, [layers_ms]).chosen
     except BudgetError:
         floor = reachable_ms(network, table, sensitivity)
         hint = " (budgets are in milliseconds)" if floor > 100 * budget_ms else ""

@@ -1,0 +1,72 @@
+"""The exact solver of the multiple-choice knapsack: HiGHS on what the greedy choice leaves open."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from maestro_edge.errors import BudgetError
+from maestro_edge.planning.greedy import Knapsack, Option, Solution, charged, relaxation, solve
+
+__all__ = ["solve_exactly"]
+
+
+def solve_exactly(
+    layers: Sequence[Sequence[Option]], budgets: Sequence[float], *, timeout_s: float = 60.0
+) -> Solution:
+    """The choice of least loss, every total ≤ its budget, or the best one found in `timeout_s` with its bound.
+
+    An option that at some prices of the costs already brings the bound above the greedy choice's loss is in no
+    better choice (reduced-cost fixing: Kellerer, Pferschy and Pisinger, Knapsack Problems, 2004, §11): it is left
+    out before the mixed-integer program is solved. The bound is HiGHS's.
+
+    Raises:
+        BudgetError: no choice keeps all budgets.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import csr_array
+
+    problem = Knapsack.of(layers, budgets)
+    try:
+        greedy: Solution | None = solve(layers, budgets)
+    except BudgetError:
+        if (problem.least() > problem.limits).any():
+            raise
+        greedy = None
+    open_ = np.isfinite(problem.losses)
+    if greedy is not None:
+        prices = np.array(greedy.prices)
+        cost = charged(problem, prices)
+        extra = cost - cost.min(1)[:, None]
+        tolerance = 1e-9 * max(1.0, abs(greedy.loss))
+        open_ &= relaxation(problem, prices) + extra <= greedy.loss + tolerance
+        open_[np.arange(len(layers)), greedy.chosen] = True
+    rows, options = np.nonzero(open_)
+    if not len(rows):
+        return Solution([], 0.0, 0.0, tuple(0.0 for _ in budgets))
+    columns = np.arange(len(rows))
+    one_each = csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(layers), len(rows)))
+    # Rows of one size: HiGHS's tolerance is absolute.
+    scale = np.where(problem.budgets > 0, problem.budgets, 1.0)
+    shares = problem.costs[:, rows, options] / scale[:, None]
+    found = milp(
+        problem.losses[rows, options],
+        integrality=np.ones(len(rows)),
+        bounds=Bounds(0, 1),
+        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(shares, -np.inf, problem.limits / scale)],
+        options={"time_limit": timeout_s, "mip_rel_gap": 0.0},
+    )
+    if found.x is None:
+        if greedy is None:
+            raise BudgetError("every budget can be kept alone, but no choice keeps all together")
+        return greedy
+    chosen = np.zeros(len(layers), np.intp)
+    taken = found.x > 0.5
+    chosen[rows[taken]] = options[taken]
+    loss = problem.loss(chosen)
+    prices_kept = greedy.prices if greedy is not None else tuple(0.0 for _ in budgets)
+    if greedy is not None and (not problem.holds(chosen) or loss > greedy.loss):
+        chosen, loss = np.array(greedy.chosen, np.intp), greedy.loss  # HiGHS may pass a budget by its tolerance
+    bound = found.mip_dual_bound if found.mip_dual_bound is not None else -np.inf
+    return Solution(chosen.tolist(), loss, min(loss, float(bound)), prices_kept)
