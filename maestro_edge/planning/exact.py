@@ -50,12 +50,13 @@ def solve_exactly(
     # Rows of one size: HiGHS's tolerance is absolute.
     scale = np.where(problem.budgets > 0, problem.budgets, 1.0)
     shares = problem.costs[:, rows, options] / scale[:, None]
+    # Its presolve writes to standard output, and has nothing left to do here.
     found = milp(
         problem.losses[rows, options],
         integrality=np.ones(len(rows)),
         bounds=Bounds(0, 1),
         constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(shares, -np.inf, problem.limits / scale)],
-        options={"time_limit": timeout_s, "mip_rel_gap": 0.0},
+        options={"time_limit": timeout_s, "mip_rel_gap": 0.0, "presolve": False},
     )
     if found.x is None:
         if greedy is None:
