@@ -25,6 +25,11 @@ _STARTS = 8
 """Choices on the walk that are improved: what the first one keeps may block what a later one has room for."""
 _MOVES = 600
 """Changes of one layer that are tried in pairs: those that cost least at the price of the budget."""
+_REFILLS = 100
+"""Changes that are tried with whatever then fits; each looks at every option, so only where these are few."""
+_FEW = 5000
+_NEAR = 1e-4
+"""A loss that is above its bound by this share is not improved any more."""
 
 
 class Option(NamedTuple):
@@ -163,7 +168,7 @@ def _weighted(problem: Knapsack) -> Solution | None:
     if not found:
         return None
     starts = sorted(found.values(), key=lambda item: item[0])[:_STARTS]
-    chosen = min((_improved(problem, start, prices) for _, start in starts), key=problem.loss)
+    chosen = min((_improved(problem, start, prices, bound) for _, start in starts), key=problem.loss)
     loss = problem.loss(chosen)
     return Solution(chosen.tolist(), loss, min(bound, loss), tuple(prices.tolist()))
 
@@ -209,27 +214,51 @@ def charged(problem: Knapsack, prices: Floats) -> Floats:
     return sums
 
 
-def _improved(problem: Knapsack, chosen: Indices, prices: Floats) -> Indices:
-    """While one change, or two of different layers, lowers the loss within the budgets: the best of them."""
-    rows = np.arange(len(chosen))[:, None]
+def _improved(problem: Knapsack, chosen: Indices, prices: Floats, bound: float) -> Indices:
+    """While it lowers the loss within the budgets: one change, two of different layers, or one and a refill."""
+    rows = np.arange(len(chosen))
     sums = charged(problem, prices)
     while True:
         chosen = _singly(problem, chosen)
-        extra = sums - sums[rows[:, 0], chosen][:, None]
-        extra[rows[:, 0], chosen] = np.inf
-        cheapest = np.argsort(extra, axis=None)[:_MOVES]
-        layer, option = np.unravel_index(cheapest[np.isfinite(extra.flat[cheapest])], extra.shape)
-        loss = problem.losses[layer, option] - problem.losses[layer, chosen[layer]]
-        cost = problem.costs[:, layer, option] - problem.costs[:, layer, chosen[layer]]
-        slack = problem.limits - problem.total(chosen)
-        gain = loss[:, None] + loss[None, :]
-        fits = (cost[:, :, None] + cost[:, None, :] <= slack[:, None, None]).all(0)
-        gain[~fits | (layer[:, None] == layer[None, :])] = 0.0
-        if not gain.size or gain.min() >= -_least_gain(problem, chosen):
+        if problem.loss(chosen) - bound <= _NEAR * max(abs(bound), abs(problem.loss(chosen))):
             return chosen
-        first, second = np.unravel_index(int(gain.argmin()), gain.shape)
-        chosen = chosen.copy()
-        chosen[layer[first]], chosen[layer[second]] = option[first], option[second]
+        extra = sums - sums[rows, chosen][:, None]
+        extra[rows, chosen] = np.inf
+        cheapest = np.argsort(extra, axis=None)[:_MOVES]
+        moves = np.unravel_index(cheapest[np.isfinite(extra.flat[cheapest])], extra.shape)
+        better = _paired(problem, chosen, *moves)
+        if better is None and sums.size <= _FEW:
+            better = _refilled(problem, chosen, *moves)
+        if better is None:
+            return chosen
+        chosen = better
+
+
+def _paired(problem: Knapsack, chosen: Indices, layer: Indices, option: Indices) -> Indices | None:
+    loss = problem.losses[layer, option] - problem.losses[layer, chosen[layer]]
+    cost = problem.costs[:, layer, option] - problem.costs[:, layer, chosen[layer]]
+    slack = problem.limits - problem.total(chosen)
+    gain = loss[:, None] + loss[None, :]
+    fits = (cost[:, :, None] + cost[:, None, :] <= slack[:, None, None]).all(0)
+    gain[~fits | (layer[:, None] == layer[None, :])] = 0.0
+    if not gain.size or gain.min() >= -_least_gain(problem, chosen):
+        return None
+    first, second = np.unravel_index(int(gain.argmin()), gain.shape)
+    changed = chosen.copy()
+    changed[layer[first]], changed[layer[second]] = option[first], option[second]
+    return changed
+
+
+def _refilled(problem: Knapsack, chosen: Indices, layer: Indices, option: Indices) -> Indices | None:
+    """The first change that makes room for others which together are worth more than it."""
+    for row, index in zip(layer[:_REFILLS].tolist(), option[:_REFILLS].tolist(), strict=True):
+        changed = chosen.copy()
+        changed[row] = index
+        if problem.holds(changed):
+            changed = _singly(problem, changed)
+            if problem.loss(changed) < problem.loss(chosen) - _least_gain(problem, chosen):
+                return changed
+    return None
 
 
 def _singly(problem: Knapsack, chosen: Indices) -> Indices:
