@@ -22,7 +22,7 @@ def solve_exactly(
     out before the mixed-integer program is solved. The bound is HiGHS's.
 
     Raises:
-        BudgetError: no choice keeps all budgets.
+        BudgetError: no choice keeps all budgets, or none was found in time.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_array
@@ -48,7 +48,7 @@ def solve_exactly(
     columns = np.arange(len(rows))
     one_each = csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(layers), len(rows)))
     # Rows of one size: HiGHS's tolerance is absolute.
-    scale = np.where(problem.budgets > 0, problem.budgets, 1.0)
+    scale = problem.sizes
     shares = problem.costs[:, rows, options] / scale[:, None]
     # Its presolve writes to standard output, and has nothing left to do here.
     found = milp(
@@ -59,15 +59,19 @@ def solve_exactly(
         options={"time_limit": timeout_s, "mip_rel_gap": 0.0, "presolve": False},
     )
     if found.x is None:
-        if greedy is None:
+        if greedy is not None:
+            return greedy
+        if found.status == 2:  # proven
             raise BudgetError("every budget can be kept alone, but no choice keeps all together")
-        return greedy
+        raise BudgetError(f"no choice that keeps all budgets together was found in {timeout_s:g} s: allow more")
     chosen = np.zeros(len(layers), np.intp)
     taken = found.x > 0.5
     chosen[rows[taken]] = options[taken]
     loss = problem.loss(chosen)
-    prices_kept = greedy.prices if greedy is not None else tuple(0.0 for _ in budgets)
+    if greedy is None and not problem.holds(chosen):
+        raise BudgetError("the only choice found passes a budget by less than HiGHS can tell: raise the budgets")
     if greedy is not None and (not problem.holds(chosen) or loss > greedy.loss):
         chosen, loss = np.array(greedy.chosen, np.intp), greedy.loss  # HiGHS may pass a budget by its tolerance
+    prices_kept = greedy.prices if greedy is not None else tuple(0.0 for _ in budgets)
     bound = found.mip_dual_bound if found.mip_dual_bound is not None else -np.inf
     return Solution(chosen.tolist(), loss, min(loss, float(bound)), prices_kept)

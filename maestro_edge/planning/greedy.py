@@ -17,7 +17,7 @@ __all__ = ["Knapsack", "Option", "Solution", "charged", "hulls", "relaxation", "
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
-_ROUNDING = 1e-12
+_ROUNDING = 5e-13
 """Sums of floats may pass a budget by this share of it."""
 _WEIGHTINGS = 24
 """Weightings of several budgets that are tried."""
@@ -56,6 +56,18 @@ class Knapsack:
             losses[index, : len(options)] = [option.loss for option in options]
             costs[:, index, : len(options)] = np.array([option.costs for option in options], float).T
         return cls(costs, losses, np.array(budgets, float))
+
+    @property
+    def sizes(self) -> Floats:
+        """(R,): the budgets, 1 for those that are none: what costs are divided by to be compared."""
+        sizes: Floats = np.where(self.budgets > 0, self.budgets, 1.0)
+        return sizes
+
+    def weighed(self, weights: Floats) -> Floats:
+        """(L, K): the costs of each option, added up with `weights` (R,); 0 where there is no option."""
+        finite = np.where(np.isfinite(self.costs), self.costs, 0.0)
+        sums: Floats = np.tensordot(weights, finite, 1)
+        return sums
 
     def total(self, chosen: Indices) -> Floats:
         """(R,): what the chosen options cost together."""
@@ -150,7 +162,7 @@ def _first_least(losses: Floats, costs: Floats) -> Indices:
 def _weighted(problem: Knapsack) -> Solution | None:
     """The best choice over some weightings of the budgets; one budget needs one."""
     count = len(problem.budgets)
-    sizes = np.where(problem.budgets > 0, problem.budgets, 1.0)
+    sizes = problem.sizes
     weights = np.full(count, 1.0 / max(1, count))
     bound, prices = -np.inf, np.zeros(count)
     found: dict[bytes, tuple[float, Indices]] = {}
@@ -179,7 +191,7 @@ def _walk(problem: Knapsack, scale: Floats) -> tuple[list[Indices], float]:
     On a hull prices rise from step to step, so all steps in the order of their prices are a walk of the whole.
     The first choice keeps every budget if any on the walk does; the others go on for a few steps.
     """
-    cost = np.tensordot(scale, np.where(np.isfinite(problem.costs), problem.costs, 0.0), 1)
+    cost = problem.weighed(scale)
     cost[~np.isfinite(problem.losses)] = np.inf
     paths = hulls(cost, problem.losses)
     start = np.array([path[0] for path in paths], np.intp)
@@ -209,8 +221,7 @@ def relaxation(problem: Knapsack, prices: Floats) -> float:
 
 def charged(problem: Knapsack, prices: Floats) -> Floats:
     """(L, K): loss and costs at their prices."""
-    finite = np.where(np.isfinite(problem.costs), problem.costs, 0.0)
-    sums: Floats = problem.losses + np.tensordot(prices, finite, 1)
+    sums: Floats = problem.losses + problem.weighed(prices)
     return sums
 
 

@@ -100,13 +100,8 @@ class Conditions:
             if (not calm or calm[-1] is not found[-1]) and index + 1 < self.protocol.most_runs:
                 time.sleep(self.protocol.pause_s)  # let pass whatever else keeps the machine busy
         rest = [each for each in found if not each.disturbed] or found
-        best_ms = min(each.control_ms for each in rest)
-        kept = self._near(rest, best_ms)
-        return kept if best_ms <= self._limit_ms else [_disturbed(each) for each in kept]
-
-    @property
-    def _limit_ms(self) -> float:
-        return self.fastest_ms * (1 + self.protocol.drift_limit)
+        kept = self._near(rest, min(each.control_ms for each in rest))
+        return kept if self._near(kept, self.fastest_ms) else [_disturbed(each) for each in kept]
 
     def _near(self, found: list[Measured], fastest_ms: float) -> list[Measured]:
         return [each for each in found if each.control_ms <= fastest_ms * (1 + self.protocol.drift_limit)]
