@@ -29,6 +29,7 @@ from maestro_edge.ordered import cut, order, ordered_layers, trace
 from maestro_edge.planning import chain, measure_sensitivity
 from maestro_edge.recipes import data as datasets
 from maestro_edge.recipes.models import load_model
+from maestro_edge.recipes.multi30k import padding, trimmed
 from maestro_edge.recipes.run import augment
 from maestro_edge.training import (
     AlternatingSampler,
@@ -128,12 +129,13 @@ class Trial:
             augment=None
             if shift is None or name in ("mnist", "fashion")
             else lambda images, generator: augment(images, generator, shift=shift, flip=self.data.flip),
+            padding=padding(inputs[chosen]) if self.data.is_text else None,
         )
         size = self.settings.batch_size
         self.calibration = [self._prepared(slice(i * size, (i + 1) * size)) for i in range(8)]
 
     def _prepared(self, chosen: slice) -> torch.Tensor:
-        return self.data.normalise(self.train_set.inputs[torch.arange(chosen.start, chosen.stop)])
+        return self.data.normalise(self.train_set.batch(torch.arange(chosen.start, chosen.stop))[0])
 
     def new_model(self) -> nn.Module:
         torch.manual_seed(self.seed)
@@ -162,8 +164,10 @@ class Trial:
     def sensitivity(self, model: nn.Module, *, on_train: bool) -> Sensitivity:
         """Of validation inputs; of training inputs where it decides how to train."""
         held, count = self.data.validation, self.task.sensitivity
-        inputs = self.train_set.inputs if on_train else held.inputs
-        targets = self.train_set.targets if on_train else held.targets
+        inputs = (self.train_set.inputs if on_train else held.inputs)[torch.arange(count)]
+        targets = (self.train_set.targets if on_train else held.targets)[:count]
+        if self.data.is_text:
+            inputs, targets = trimmed(inputs, targets)
         ranks = {
             name: sorted({max(1, round(share * layer.rank)) for share in SENSITIVITY_SHARES})
             for name, layer in ordered_layers(model).items()
@@ -172,8 +176,8 @@ class Trial:
             model,
             self.network(model),
             [],
-            self.data.normalise(inputs[torch.arange(count)]),
-            targets[:count],
+            self.data.normalise(inputs),
+            targets,
             ranks=ranks,
         )
 
@@ -184,6 +188,9 @@ class Trial:
             self.train_set,
             inputs=self.train_set.inputs[torch.arange(16 * self.settings.batch_size)],
             targets=self.train_set.targets[: 16 * self.settings.batch_size],
+            padding=padding(self.train_set.inputs[torch.arange(16 * self.settings.batch_size)])
+            if self.data.is_text
+            else None,
         )
         one = self.settings.model_copy(update={"epochs": 1, "warmup_epochs": 0.0})
         for _ in range(3):
@@ -203,9 +210,10 @@ class Trial:
         small = recalibrate(cut(ordered, ranks), self.calibration)
         test = self.data.test
         count = min(self.task.test, len(test))
-        found = evaluate(
-            small, test.inputs[torch.arange(count)], test.targets[:count], self.data.normalise, size=100
-        )
+        inputs, targets = test.inputs[torch.arange(count)], test.targets[:count]
+        if self.data.is_text:
+            inputs, targets = trimmed(inputs, targets)
+        found = evaluate(small, inputs, targets, self.data.normalise, size=100)
         return round(found.perplexity if self.data.is_text else 100 * found.top1, 2)
 
     def scores(self, ordered: nn.Module) -> dict[str, list[float]]:

@@ -15,7 +15,7 @@ from maestro_edge.devices import LocalDevice
 from maestro_edge.errors import DataError, ModelError
 from maestro_edge.ordered import explain, order, trace
 from maestro_edge.recipes import data as datasets
-from maestro_edge.recipes.multi30k import BOS, EOS, IGNORED, PAD, UNK, load_corpus, words_of
+from maestro_edge.recipes.multi30k import BOS, EOS, IGNORED, PAD, UNK, load_corpus, padding, trimmed, words_of
 from maestro_edge.recipes.run import create
 from maestro_edge.recipes.steps import bundle_run, plan_run, profile_run, report_run, sensitivity_of, train_run
 from maestro_edge.recipes.translation import (
@@ -28,7 +28,7 @@ from maestro_edge.recipes.translation import (
 )
 from maestro_edge.recipes.variants import export_run
 from maestro_edge.runtimes import MeasuringProtocol
-from maestro_edge.training import TrainSettings
+from maestro_edge.training import TrainSet, TrainSettings, train
 from tests.conftest import FakeRuntime
 
 TRAIN = {"de": ["Ein Hund läuft.", "Ein Hund  bellt!", "Die Katze schläft"], "en": ["a dog runs."] * 3}
@@ -319,6 +319,58 @@ def test_it_learns_to_copy() -> None:
         optimizer.step()
 
     assert float(loss.detach()) < 0.05 * torch.tensor(12.0).log()
+
+
+def random_pairs(count: int, length: int) -> tuple[Tensor, Tensor]:
+    """Pairs of 2 to `length` words, in the form of load_corpus."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.full((count, 2, length), PAD)
+    targets = torch.full((count, length), IGNORED)
+    for row in range(count):
+        source, target = (int(torch.randint(2, length + 1, (1,), generator=generator)) for _ in range(2))
+        inputs[row, 0, :source] = torch.randint(4, 20, (source,), generator=generator)
+        inputs[row, 1, :target] = torch.randint(4, 20, (target,), generator=generator)
+        targets[row, :target] = torch.randint(4, 20, (target,), generator=generator)
+    return inputs.flatten(1), targets
+
+
+def test_trimming_changes_no_loss() -> None:
+    """The columns that are padding in every row take no part in what is learned."""
+    inputs, targets = random_pairs(6, 12)
+    inputs.view(6, 2, 12)[:, :, 9:] = PAD
+    targets[:, 9:] = IGNORED
+    model = tiny().eval()
+
+    short_inputs, short_targets = trimmed(inputs, targets)
+
+    assert short_inputs.shape == (6, 18) and short_targets.shape == (6, 9)
+    losses = [
+        F.cross_entropy(model(x).flatten(0, 1), y.flatten())
+        for x, y in ((inputs, targets), (short_inputs, short_targets))
+    ]
+    torch.testing.assert_close(*losses)
+
+
+def test_an_epoch_of_text_sees_every_pair_once_with_little_padding() -> None:
+    """Batches hold pairs of like length; none is lost or repeated."""
+    inputs, targets = random_pairs(256, 24)
+    inputs[:, 0] = torch.arange(256) + 4  # names the pair
+    seen: list[Tensor] = []
+
+    def prepare(rows: Tensor) -> Tensor:
+        seen.append(rows)
+        return rows
+
+    torch.manual_seed(0)
+    model = Transformer(260, width=8, heads=2, inner=8, layers=1, dropout=0.0)
+    data = TrainSet("pairs", inputs, targets, prepare, padding=padding(inputs))
+    train(model, data, TrainSettings(epochs=1, batch_size=8, warmup_epochs=0))
+
+    assert sorted(torch.cat([rows[:, 0] for rows in seen]).tolist()) == list(range(4, 260))
+    words = int(inputs.ne(PAD).sum())
+    assert words / sum(rows.numel() for rows in seen) > 0.7 > 1.2 * words / inputs.numel()
+    widths = [rows.shape[1] for rows in seen]
+    assert widths != sorted(widths)
 
 
 def test_text_takes_the_path_of_images(tmp_path: Path) -> None:

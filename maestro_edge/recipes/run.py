@@ -23,6 +23,7 @@ from maestro_edge.errors import CheckpointError, DataError
 from maestro_edge.ordered import cut, trace
 from maestro_edge.recipes import data as datasets
 from maestro_edge.recipes.models import DEFAULT_MODEL, load_model
+from maestro_edge.recipes.multi30k import padding, trimmed
 from maestro_edge.training import (
     Score,
     TrainSet,
@@ -160,12 +161,16 @@ class Run:
             targets=self.data.train.targets,
             prepare=self.data.normalise,
             augment=None if as_given else varied,
+            padding=padding(inputs) if self.data.is_text and isinstance(inputs, Tensor) else None,
         )
 
     def loss_inputs(self, split: datasets.Split) -> tuple[Tensor, Tensor]:
         """Prepared inputs (N, …) and targets of `split` that sensitivities are measured on."""
         count = _LOSS_PAIRS if self.data.is_text else _LOSS_IMAGES
-        return self.data.normalise(split.inputs[:count]), split.targets[:count]
+        inputs, targets = split.inputs[:count], split.targets[:count]
+        if self.data.is_text:
+            inputs, targets = trimmed(inputs, targets)
+        return self.data.normalise(inputs), targets
 
     def score(self, model: nn.Module, split: datasets.Split) -> Score:
         return evaluate(model, split.inputs, split.targets, self.data.normalise)

@@ -30,11 +30,13 @@ from maestro_edge.values import LatencyTable, Value
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Epoch", "TrainSet", "TrainSettings", "split", "start_tracking", "train"]
+__all__ = ["Epoch", "Padding", "TrainSet", "TrainSettings", "split", "start_tracking", "train"]
 
 Progress = Callable[[int, int, float], None]
 
 _CALIBRATION_BATCHES = 8
+_WINDOW_BATCHES = 16
+"""Padded inputs are sorted by length within so many batches: wide enough to pad little, and still shuffled."""
 
 
 class TrainSettings(Value):
@@ -73,10 +75,19 @@ MakeSampler = Callable[[nn.Module], Sampler | None]
 
 
 @dataclass(frozen=True)
+class Padding:
+    """How long each padded input is, (N,), and what cuts a raw batch and its targets to the longest of them."""
+
+    lengths: Tensor
+    trim: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
 class TrainSet:
     """(N, …) inputs and (N,) or (N, T) targets, where -100 does not count.
 
-    `prepare` makes a raw batch an input of the model; `augment` varies the raw batch first.
+    `prepare` makes a raw batch an input of the model; `augment` varies the raw batch first. With `padding`
+    a batch holds inputs of like length and nothing behind the longest of them.
     """
 
     name: str
@@ -84,6 +95,12 @@ class TrainSet:
     targets: Tensor
     prepare: Callable[[Tensor], Tensor]
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    padding: Padding | None = None
+
+    def batch(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Raw inputs and targets at the indices `chosen`, without the padding that all of them have."""
+        inputs, targets = self.inputs[chosen], self.targets[chosen]
+        return (inputs, targets) if self.padding is None else self.padding.trim(inputs, targets)
 
 
 class Epoch(Value):
@@ -142,7 +159,7 @@ def train(
         model, data, phases[0], folder=dense_folder, rebuild=rebuild, sampler=None, table=None, **options
     )
     resumed = folder is not None and (folder / "checkpoint.json").exists()
-    batches = (data.prepare(data.inputs[chosen]) for chosen in _calibration(data, settings))
+    batches = (data.prepare(data.batch(chosen)[0]) for chosen in _calibration(data, settings))
     ordered, after = _train(
         order(model.eval(), calibration=None if resumed else batches), data, phases[1], rebuild=rebuild, **last
     )
@@ -351,8 +368,14 @@ class _Run:
         """Indices of this step: the order of an epoch depends on its number alone, so it can be resumed."""
         shuffled = torch.Generator().manual_seed(self.settings.seed * 100_003 + self.epoch)
         permutation = torch.randperm(len(self.data.inputs), generator=shuffled)
-        start = self.step * self.settings.batch_size
-        return permutation[start : start + self.settings.batch_size]
+        size = self.settings.batch_size
+        if self.data.padding is not None:
+            windows = torch.split(permutation[: self.steps_per_epoch * size], _WINDOW_BATCHES * size)
+            lengths = self.data.padding.lengths
+            alike = (window[lengths[window].argsort(stable=True)].view(-1, size) for window in windows)
+            rows = [rows[torch.randperm(len(rows), generator=shuffled)] for rows in alike]
+            return torch.cat(rows)[self.step]
+        return permutation[self.step * size : (self.step + 1) * size]
 
     def _prepared(self, chosen: Tensor) -> Tensor:
         return self._prepare(self.data.inputs[chosen])
@@ -365,11 +388,14 @@ class _Run:
         """This process's shares of the batch, one for each micro-batch."""
         index, processes = self.accelerator.process_index, self.accelerator.num_processes
         mine = [index + processes * micro for micro in range(self.settings.accumulate)]
-        targets = self.data.targets[chosen].to(self.accelerator.device)
-        if self.data.augment is None:
+        if self.data.augment is None and self.data.padding is None:
+            targets = self.data.targets[chosen].to(self.accelerator.device)
             return [(self._prepared(chosen[part :: self.parts]), targets[part :: self.parts]) for part in mine]
         # All processes vary the whole batch alike, then take their share: one process would do the same.
-        raw = self.data.augment(self.data.inputs[chosen], self.generator)
+        raw, targets = self.data.batch(chosen)
+        targets = targets.to(self.accelerator.device)
+        if self.data.augment is not None:
+            raw = self.data.augment(raw, self.generator)
         return [(self._prepare(raw[part :: self.parts]), targets[part :: self.parts]) for part in mine]
 
     def _optimise(self) -> float:
