@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
     from maestro_edge.recipes.run import Progress, Run
     from maestro_edge.training import Score, TrainSettings
-    from maestro_edge.values import LatencyTable, Network
+    from maestro_edge.values import Budget, LatencyTable, Network, Quantity
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _PIPELINE = (
     *("demo", "data", "order", "recipes", "train", "devices", "runners", "profile", "profiles"),
-    *("plan", "export", "verify", "bundle", "report"),
+    *("plan", "export", "verify", "deploy", "bundle", "report"),
 )
 
 
@@ -59,6 +59,16 @@ DeviceName = Annotated[str, typer.Option("--device", help="Where to measure; see
 Profiles = Annotated[Path, typer.Option("--profiles", help="Folder of latency tables.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads that the runtime uses.")]
 Timed = Annotated[list[str] | None, typer.Option("--runtime", help="executorch or litert; repeat for both.")]
+BudgetMs = Annotated[
+    list[str] | None, typer.Option("--budget-ms", help="Median milliseconds of a run; repeat it for more plans.")
+]
+BudgetP90 = Annotated[str | None, typer.Option(help="Milliseconds that 9 of 10 runs keep; for every plan.")]
+BudgetKb = Annotated[str | None, typer.Option(help="Size of the file, in 1,000 bytes; for every plan.")]
+BudgetMemory = Annotated[str | None, typer.Option(help="Peak memory of the process, in 1e6 bytes.")]
+BudgetMmacs = Annotated[str | None, typer.Option(help="Multiply-accumulates of a run, in 1e6; for every plan.")]
+BudgetParams = Annotated[str | None, typer.Option(help="Parameters; for every plan.")]
+BudgetMj = Annotated[str | None, typer.Option(help="Millijoules of a run, where the table has them.")]
+Rounds = Annotated[int, typer.Option(min=1, max=5, help="Measurements at most; with 1 nothing is planned again.")]
 Seed = Annotated[int, typer.Option(help="Seeds data split, weights and sampling.")]
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Epochs of nested training.")]
 DenseEpochs = Annotated[int | None, typer.Option("--dense-epochs", min=1, help="Epochs of dense training.")]
@@ -608,18 +618,30 @@ def _profile_on(
 @_command
 def plan(
     run: RunFolder,
-    budget_ms: Annotated[list[str], typer.Option(help="Latency budget in milliseconds; repeat it.")],
+    budget_ms: BudgetMs = None,
+    budget_p90_ms: BudgetP90 = None,
+    budget_kb: BudgetKb = None,
+    budget_memory_mb: BudgetMemory = None,
+    budget_mmacs: BudgetMmacs = None,
+    budget_params: BudgetParams = None,
+    budget_mj: BudgetMj = None,
     runtime: Annotated[
         list[str] | None,
         typer.Option(help="executorch, litert, or coreml where an iPhone was measured; repeat it."),
     ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Solve exactly (HiGHS) instead of greedily.")] = False,
+    nested: Annotated[
+        bool, typer.Option(help="Larger budgets never lower a layer's rank; without, each plan is by itself.")
+    ] = True,
     device: DeviceName = "local",
     profiles: Profiles = Path("profiles"),
     threads: Threads = 1,
     model: OwnModel = None,
 ) -> None:
-    """Choose every layer's rank under each budget; prints what each layer costs."""
-    budgets = _budgets(budget_ms)
+    """Choose every layer's rank under each budget; prints what each layer costs and the gap to the optimum."""
+    budgets = _plan_budgets(
+        budget_ms, budget_p90_ms, budget_kb, budget_memory_mb, budget_mmacs, budget_params, budget_mj
+    )
     from maestro_edge.recipes.run import open_run
     from maestro_edge.recipes.steps import load_runtimes, load_table, plan_run, sensitivity_of
     from maestro_edge.terminal import plan_table
@@ -632,7 +654,9 @@ def plan(
     for table in tables:
         for doubt in table.doubts(opened.network):
             _console().print(f"[yellow]{doubt}[/yellow]")
-        for made in plan_run(opened, table, sensitivity, budgets):
+        for made in plan_run(opened, table, sensitivity, budgets, nested=nested, exact=exact):
+            for hint in made.hints():
+                _console().print(f"[yellow]{hint}[/yellow]")
             _console().print(plan_table(made))
 
 
@@ -664,30 +688,101 @@ def verify(
     device: DeviceName = "local",
     profiles: Profiles = Path("profiles"),
     threads: Threads = 1,
+    rounds: Rounds = 5,
     model: OwnModel = None,
 ) -> None:
-    """Time the exported files on the device; what misses its budget is planned again once."""
+    """Time the exported files on the device; what misses a budget is planned again until it holds."""
     from maestro_edge.recipes.run import open_run
     from maestro_edge.recipes.steps import load_runtimes
-    from maestro_edge.recipes.variants import verify_run
+
+    runtimes, opened = load_runtimes(runtime or _TIMED), open_run(run, model=model)
+    with _steps() as step, _device(device) as connected:
+        log = [
+            line
+            for item in runtimes
+            for line in _verify_on(opened, item, connected, profiles, _protocol(threads), rounds, step)
+        ]
+    _print_verified(opened, log)
+
+
+@_command
+def deploy(
+    run: RunFolder,
+    budget_ms: BudgetMs = None,
+    budget_p90_ms: BudgetP90 = None,
+    budget_kb: BudgetKb = None,
+    budget_memory_mb: BudgetMemory = None,
+    budget_mmacs: BudgetMmacs = None,
+    budget_params: BudgetParams = None,
+    budget_mj: BudgetMj = None,
+    runtime: Timed = None,
+    device: DeviceName = "local",
+    profiles: Profiles = Path("profiles"),
+    threads: Threads = 1,
+    exact: Annotated[bool, typer.Option("--exact", help="Solve exactly (HiGHS) instead of greedily.")] = False,
+    rounds: Rounds = 5,
+    model: OwnModel = None,
+) -> None:
+    """Profile if need be, plan, export and measure, again until every budget holds on the device or cannot."""
+    budgets = _plan_budgets(
+        budget_ms, budget_p90_ms, budget_kb, budget_memory_mb, budget_mmacs, budget_params, budget_mj
+    )
+    from maestro_edge.recipes.deploy import table_of
+    from maestro_edge.recipes.run import open_run
+    from maestro_edge.recipes.steps import clear_plans, load_runtimes, plan_run, sensitivity_of
+    from maestro_edge.recipes.variants import export_run
+
+    runtimes, opened = load_runtimes(runtime or _TIMED), open_run(run, model=model)
+    protocol = _protocol(threads)
+    log: list[str] = []
+    with _steps() as step, _device(device) as connected:
+        tables = [
+            table_of(opened, item, connected, profiles=profiles, protocol=protocol, progress=step(item.name))
+            for item in runtimes
+        ]
+        sensitivity = sensitivity_of(opened, tables, progress=step("sensitivity"))
+        clear_plans(opened)
+        for table in tables:
+            log += table.doubts(opened.network)
+            for made in plan_run(opened, table, sensitivity, budgets, exact=exact):
+                log += made.hints()
+        export_run(opened, connected, runtimes, progress=step("export"))
+        for item in runtimes:
+            log += _verify_on(opened, item, connected, profiles, protocol, rounds, step)
+    _print_verified(opened, log)
+
+
+def _verify_on(
+    run: Run,
+    runtime: Any,
+    device: Any,
+    profiles: Path,
+    protocol: Any,
+    rounds: int,
+    step: Callable[[str], Progress],
+) -> list[str]:
+    from maestro_edge.recipes.deploy import verify_run
+
+    progress = step(f"verify {runtime.name}")
+    return verify_run(
+        run, runtime, device, profiles=profiles, protocol=protocol, rounds=rounds, progress=progress
+    )[1]
+
+
+def _print_verified(run: Run, log: list[str]) -> None:
+    """What happened and the variants; a budget that is still missed is a failure."""
     from maestro_edge.terminal import variants_table
     from maestro_edge.values import Manifest
 
-    runtimes, opened = load_runtimes(runtime or _TIMED), open_run(run, model=model)
-    log: list[str] = []
-    with _steps() as step, _device(device) as connected:
-        for item in runtimes:
-            log += verify_run(
-                opened,
-                item,
-                connected,
-                profiles=profiles,
-                protocol=_protocol(threads),
-                progress=step(f"verify {item.name}"),
-            )[1]
     for line in log:
         _console().print(line)
-    _console().print(variants_table(Manifest.load(opened.manifest_path)))
+    manifest = Manifest.load(run.manifest_path)
+    _console().print(variants_table(manifest))
+    missed = [variant.name for variant in manifest.variants if variant.missed]
+    if missed:
+        _fail(
+            f"{', '.join(missed)}: over budget when measured: raise the budget, or train and profile lower ranks"
+        )
 
 
 @_command
@@ -729,6 +824,28 @@ def _budgets(given: list[str] | None) -> tuple[float, ...]:
     from maestro_edge.values import check_budget
 
     return tuple(check_budget(budget) for budget in given or ())
+
+
+def _plan_budgets(ms: list[str] | None, *others: str | None) -> list[tuple[Budget, ...]]:
+    """The budgets of each plan: one of `ms`, and all others."""
+    from maestro_edge.values import Budget, check_budget
+
+    scales: tuple[tuple[Quantity, float], ...] = (
+        ("p90_ms", 1),
+        ("size_bytes", 1e3),
+        ("memory_bytes", 1e6),
+        ("macs", 1e6),
+        ("params", 1),
+        ("energy_mj", 1),
+    )
+    common = tuple(
+        Budget(quantity=quantity, limit=scale * check_budget(given))
+        for (quantity, scale), given in zip(scales, others, strict=True)
+        if given is not None
+    )
+    if not ms and not common:
+        _fail("no budget: give --budget-ms, or another --budget-… of 'maestro-edge plan --help'")
+    return [(Budget(quantity="ms", limit=limit), *common) for limit in _budgets(ms)] or [common]
 
 
 def _epochs(settings: Any, epochs: int | None) -> Any:

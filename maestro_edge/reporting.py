@@ -93,7 +93,7 @@ def _runtime(variant: Variant) -> str:
 
 def _is_dense(variant: Variant) -> bool:
     """The reference file, not a plan whose loose budget happened to leave every layer dense."""
-    return variant.budget_ms is None and all(rank == DENSE for rank in variant.ranks.values())
+    return not variant.is_planned and all(rank == DENSE for rank in variant.ranks.values())
 
 
 @_style()

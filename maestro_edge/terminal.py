@@ -45,10 +45,11 @@ def _heat(facts: DeviceFacts) -> str:
 
 def plan_table(plan: RankPlan) -> Table:
     """Rank, params, MACs, kB and ms of every layer, and the totals beside the dense network."""
-    title = (
-        f"{plan.network_name} on {plan.device}, {plan.runtime} {plan.runtime_version}: budget "
-        f"{plan.budget_ms:g} ms, predicted {plan.predicted_ms:.3f} ms"
+    promises = ", ".join(
+        f"budget {promise.budget}, predicted {promise.budget.say(promise.predicted)}" for promise in plan.promises
     )
+    gap = f"loss +{plan.loss_increase:.4f}, at most {plan.gap:.4f} above the optimum"
+    title = f"{plan.network_name} on {plan.device}, {plan.runtime} {plan.runtime_version}: {promises}; {gap}"
     table = Table("layer", "shape", title=title, title_justify="left")
     for heading in ("rank", "params", "MACs", "kB", "ms", "dense ms"):
         table.add_column(heading, justify="right")
@@ -87,7 +88,7 @@ def variants_table(manifest: Manifest) -> Table:
     table = Table(title=f"{manifest.model} on {manifest.device.name}", title_justify="left")
     for heading in (
         "variant",
-        "budget ms",
+        "budget",
         "predicted",
         "measured p50",
         "p90",
@@ -97,19 +98,13 @@ def variants_table(manifest: Manifest) -> Table:
         "max error",
     ):
         table.add_column(heading, justify="left" if heading == "variant" else "right")
-    dense = {v.runtime: v.measured_ms for v in manifest.variants if v.budget_ms is None}
+    dense = {v.runtime: v.measured_ms for v in manifest.variants if not v.is_planned}
     for variant in manifest.variants:
         measured, rival = variant.measured_ms, dense.get(variant.runtime)
-        kept = (
-            ""
-            if measured is None or variant.budget_ms is None
-            else " ✓"
-            if measured.p50 <= variant.budget_ms
-            else " ✗"
-        )
+        kept = "" if measured is None or not variant.is_planned else " ✗" if variant.missed else " ✓"
         table.add_row(
             variant.name,
-            "dense" if variant.budget_ms is None else f"{variant.budget_ms:g}",
+            "\n".join(map(str, variant.bounds)) or "dense",
             "" if variant.predicted_ms is None else f"{variant.predicted_ms:.3f}",
             "not measured" if measured is None else f"{measured.p50:.3f}{kept}",
             "" if measured is None else f"{measured.p90:.3f}",

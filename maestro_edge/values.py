@@ -21,7 +21,9 @@ from maestro_edge.errors import BudgetError, DataError, TableError
 __all__ = [
     "DENSE",
     "NOT_TOLD",
+    "UNITS",
     "Alone",
+    "Budget",
     "Calibration",
     "DeviceFacts",
     "Estimate",
@@ -38,8 +40,11 @@ __all__ = [
     "NetworkTiming",
     "OperatorRow",
     "Precision",
+    "Promise",
+    "Quantity",
     "Rank",
     "RankPlan",
+    "Round",
     "Sensitivity",
     "Source",
     "Stated",
@@ -48,6 +53,7 @@ __all__ = [
     "Value",
     "Variant",
     "check_budget",
+    "check_budgets",
     "write_atomically",
 ]
 
@@ -64,6 +70,20 @@ scales while the network runs, in int8-static from samples when it is exported."
 
 Source = Literal["measured", "imported", "modelled", "emulated"]
 """Emulated: timed on a device whose processor is emulated: the flow is real, the times say nothing of a device."""
+
+Quantity = Literal["ms", "p90_ms", "size_bytes", "memory_bytes", "macs", "params", "energy_mj"]
+"""What a budget may bound: median and 90th percentile of a run, bytes of the exported file, peak bytes of the
+process that runs it, counts of one forward pass, and energy of one run."""
+
+UNITS: Final[Mapping[Quantity, str]] = {
+    "ms": "ms",
+    "p90_ms": "ms at p90",
+    "size_bytes": "bytes of file",
+    "memory_bytes": "bytes of memory",
+    "macs": "MACs",
+    "params": "parameters",
+    "energy_mj": "mJ",
+}
 
 Milliseconds = Annotated[float, Field(gt=0)]
 Pair = tuple[int, int]
@@ -463,6 +483,7 @@ class NetworkTiming(Value):
     layers_ms: float
     timing: Timing
     alone: Alone | None = None
+    size_bytes: PositiveInt | None = Field(default=None, description="of the exported file")
 
 
 class Calibration(Value):
@@ -669,6 +690,47 @@ class Sensitivity(Saved):
             raise TableError(f"no sensitivity of layer {layer!r} at rank {rank}: evaluate it first") from None
 
 
+class Budget(Value):
+    """At most `limit` of one quantity, in its unit."""
+
+    quantity: Quantity
+    limit: float = Field(gt=0)
+
+    def __str__(self) -> str:
+        return self.say(self.limit, digits=6)
+
+    def say(self, value: float, digits: int = 4) -> str:
+        """A number of this quantity, with its unit."""
+        text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+        return f"{text} {UNITS[self.quantity]}"
+
+    @property
+    def tag(self) -> str:
+        """Short, for names of files."""
+        scale, unit = _TAGS[self.quantity]
+        return f"{self.limit / scale:g}{unit}"
+
+
+_TAGS: Final[Mapping[Quantity, tuple[float, str]]] = {
+    "ms": (1, "ms"),
+    "p90_ms": (1, "ms-p90"),
+    "size_bytes": (1e3, "kB"),
+    "memory_bytes": (1e6, "MB-memory"),
+    "macs": (1e6, "MMACs"),
+    "params": (1e3, "k-params"),
+    "energy_mj": (1, "mJ"),
+}
+
+
+class Promise(Value):
+    """What a plan makes of a budget: what the solver kept below, and what it predicts."""
+
+    budget: Budget
+    planned: float = Field(description="the limit less the margin for the prediction's error")
+    predicted: float
+    dense: float = Field(description="predicted for the dense network")
+
+
 class LayerPlan(Value):
     """What a plan chose for one layer."""
 
@@ -690,7 +752,10 @@ class Totals(Value):
 
 
 class RankPlan(Saved):
-    """A rank or dense for every ordered layer, chosen under a budget on one table."""
+    """A rank or dense for every ordered layer, chosen under budgets on one table.
+
+    `least_loss` is what no choice within the budgets can be below: the optimum, or a bound of it.
+    """
 
     network: str
     network_name: str
@@ -699,9 +764,9 @@ class RankPlan(Saved):
     runtime_version: str
     precision: Precision
     threads: PositiveInt | None
-    budget_ms: Milliseconds
     source: Source = Field(default="measured", description="of the table")
-    planned_ms: Milliseconds = Field(description="what the solver kept below: the budget less the margin")
+    promises: tuple[Promise, ...] = Field(min_length=1)
+    least_loss: float
     predicted_ms: Milliseconds
     dense_ms: Milliseconds = Field(description="predicted for the dense network")
     layers: tuple[LayerPlan, ...]
@@ -714,8 +779,41 @@ class RankPlan(Saved):
         return {layer.name: layer.rank for layer in self.layers}
 
     @property
+    def budgets(self) -> tuple[Budget, ...]:
+        return tuple(promise.budget for promise in self.promises)
+
+    @property
+    def budget_ms(self) -> float | None:
+        """The budget of the median time, if it has one."""
+        return next((budget.limit for budget in self.budgets if budget.quantity == "ms"), None)
+
+    @property
+    def tag(self) -> str:
+        """Its budgets, short."""
+        return "-".join(budget.tag for budget in self.budgets)
+
+    @property
     def name(self) -> str:
-        return f"{self.runtime}-{self.budget_ms:g}ms"
+        return f"{self.runtime}-{self.tag}"
+
+    @property
+    def loss_increase(self) -> float:
+        """Predicted above the uncut network's: the layers' increases added up."""
+        return sum(layer.loss_increase for layer in self.layers)
+
+    @property
+    def gap(self) -> float:
+        """How much more loss than the optimum the plan has at most, in the loss's own unit."""
+        return max(0.0, self.loss_increase - self.least_loss)
+
+    def hints(self) -> tuple[str, ...]:
+        """Budgets that are likely of another unit, in words: they bound nothing."""
+        return tuple(
+            f"a budget of {promise.budget} is {promise.budget.limit / promise.dense:.0f} times what the dense "
+            f"network takes, {promise.budget.say(promise.dense)}: was another unit meant?"
+            for promise in self.promises
+            if promise.budget.limit > 100 * promise.dense
+        )
 
     def totals(self, *, dense: bool = False) -> Totals:
         """The whole network at the chosen ranks, or dense; ms is predicted."""
@@ -747,11 +845,20 @@ class InputSpec(Value):
     std: tuple[float, ...]
 
 
+class Round(Value):
+    """What a plan of this variant was predicted and then measured to take, before the next one was made."""
+
+    predicted_ms: Milliseconds
+    measured_ms: MeasuredMs
+    missed: tuple[Budget, ...] = ()
+
+
 class Variant(Value):
     """One exported file: what it is, how exact it is, what it was predicted and measured to take.
 
     `sha256` of a folder (Core ML) is that of the lines "sha256  relative/path" sorted by path.
-    `measured_ms` is None where this device cannot run the file. `sqnr_db` is capped at 200.
+    `measured_ms` is None where this device cannot run the file. `sqnr_db` is capped at 200. `budget_ms` is the
+    one of `budgets` that bounds the median time; `rounds` are all its plans' measurements, the last one's too.
     """
 
     name: str
@@ -762,8 +869,11 @@ class Variant(Value):
     sha256: str
     size_bytes: PositiveInt
     budget_ms: Milliseconds | None
+    budgets: tuple[Budget, ...] = ()
     predicted_ms: Milliseconds | None
     measured_ms: MeasuredMs | None
+    rounds: tuple[Round, ...] = ()
+    alone: Alone | None = Field(default=None, description="where peak memory or energy is bounded")
     accuracy: float = Field(ge=0, le=1, description="top-1 on the test split")
     max_abs_error: float = Field(ge=0)
     sqnr_db: float
@@ -772,6 +882,37 @@ class Variant(Value):
     macs: PositiveInt
     ranks: dict[str, Rank]
     planned_on: str | None = Field(default=None, description="device/runtime of the table that chose the ranks")
+
+    @property
+    def bounds(self) -> tuple[Budget, ...]:
+        """Its budgets, also where a file tells the one in ms alone."""
+        return self.budgets or (() if self.budget_ms is None else check_budgets(self.budget_ms))
+
+    @property
+    def is_planned(self) -> bool:
+        """Made for a budget; the others are the rivals that nothing was chosen in."""
+        return bool(self.bounds)
+
+    def measured(self, quantity: Quantity) -> float | None:
+        """What a budget of `quantity` is held against; None where it was not measured."""
+        ms, alone = self.measured_ms, self.alone
+        if quantity in ("ms", "p90_ms"):
+            return None if ms is None else ms.p50 if quantity == "ms" else ms.p90
+        if quantity == "memory_bytes":
+            return None if alone is None or alone.peak_kib is None else 1024.0 * alone.peak_kib
+        if quantity == "energy_mj":
+            return None if alone is None else alone.energy_mj
+        return {"size_bytes": self.size_bytes, "macs": self.macs, "params": self.params}[quantity]
+
+    @property
+    def missed(self) -> tuple[Budget, ...]:
+        """The budgets that the measurement is above."""
+        found = []
+        for budget in self.bounds:
+            value = self.measured(budget.quantity)
+            if value is not None and value > budget.limit:
+                found.append(budget)
+        return tuple(found)
 
 
 class Manifest(Saved):
@@ -790,10 +931,33 @@ def check_budget(budget_ms: float | str) -> float:
     Raises:
         BudgetError: it is not.
     """
-    try:
-        value = float(budget_ms)
-    except (TypeError, ValueError, OverflowError):
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
+    value = _positive(budget_ms)
+    if value is None:
         raise BudgetError(f"a budget of {budget_ms!r} is not a time: give positive milliseconds, such as 2.5")
     return value
+
+
+def check_budgets(budgets: float | str | Budget | Sequence[Budget]) -> tuple[Budget, ...]:
+    """Budgets, of which a number stands for milliseconds.
+
+    Raises:
+        BudgetError: there is none, one is not positive and finite, or two are of one quantity.
+    """
+    if isinstance(budgets, Budget):
+        return (budgets,)
+    if isinstance(budgets, Sequence) and not isinstance(budgets, str):
+        quantities = [budget.quantity for budget in budgets]
+        twice = next((quantity for quantity in quantities if quantities.count(quantity) > 1), None)
+        if twice or not quantities:
+            what = f"two budgets of {UNITS[twice]}" if twice else "no budget"
+            raise BudgetError(f"{what}: give one of each quantity that is bounded")
+        return tuple(budgets)
+    return (Budget(quantity="ms", limit=check_budget(budgets)),)
+
+
+def _positive(number: float | str) -> float | None:
+    try:
+        value = float(number)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return value if math.isfinite(value) and value > 0 else None

@@ -400,8 +400,8 @@ def test_a_plan_keeps_the_budget_less_its_margin_or_says_that_none_can(
     made = plan(of, table, losses, budget_ms)
 
     assert made.budget_ms == budget_ms
-    assert made.planned_ms == pytest.approx(budget_ms * (1 - margin))
-    assert made.predicted_ms <= made.planned_ms * (1 + 1e-9)
+    assert made.promises[0].planned == pytest.approx(budget_ms * (1 - margin))
+    assert made.predicted_ms <= made.promises[0].planned * (1 + 1e-9)
     assert made.predicted_ms == pytest.approx(table.predict_ms(of, made.ranks))
     assert made.dense_ms == pytest.approx(table.predict_ms(of, {}))
 
@@ -496,7 +496,7 @@ def test_the_margin_is_the_tables_own_error_within_two_and_ten_percent(loo_mape:
 
     made = plan(NETWORK, table, SENSITIVITY, 4.0)
 
-    assert made.planned_ms == pytest.approx(4.0 * (1 - margin))
+    assert made.promises[0].planned == pytest.approx(4.0 * (1 - margin))
 
 
 def test_a_budget_that_no_plan_keeps_names_the_fastest_and_the_device() -> None:

@@ -29,6 +29,7 @@ from maestro_edge.reporting import (
 )
 from maestro_edge.values import (
     DENSE,
+    Budget,
     Calibration,
     DeviceFacts,
     InputSpec,
@@ -39,6 +40,7 @@ from maestro_edge.values import (
     Manifest,
     MeasuredMs,
     NetworkTiming,
+    Promise,
     Rank,
     RankPlan,
     Timing,
@@ -140,6 +142,9 @@ def plan(budget_ms: float, runtime: str = "executorch", *, names: Sequence[str] 
         )
         for name, spec, rank in zip(names, LAYERS.values(), PLANNED[budget_ms], strict=True)
     ]
+    predicted_ms, dense_ms = (
+        sum(ms) + OTHER_MS for ms in zip(*((layer.ms, layer.dense_ms) for layer in layers), strict=True)
+    )
     return RankPlan(
         network="0123456789ab",
         network_name="small-resnet",
@@ -148,10 +153,17 @@ def plan(budget_ms: float, runtime: str = "executorch", *, names: Sequence[str] 
         runtime_version=VERSIONS[runtime],
         precision="fp32",
         threads=1,
-        budget_ms=budget_ms,
-        planned_ms=0.97 * budget_ms,
-        predicted_ms=sum(layer.ms for layer in layers) + OTHER_MS,
-        dense_ms=sum(layer.dense_ms for layer in layers) + OTHER_MS,
+        promises=(
+            Promise(
+                budget=Budget(quantity="ms", limit=budget_ms),
+                planned=0.97 * budget_ms,
+                predicted=predicted_ms,
+                dense=dense_ms,
+            ),
+        ),
+        least_loss=0.01,
+        predicted_ms=predicted_ms,
+        dense_ms=dense_ms,
         layers=tuple(layers),
         other_ms=OTHER_MS,
         other_params=12_345,

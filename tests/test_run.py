@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,25 @@ import torch
 
 from maestro_edge.devices import LocalDevice
 from maestro_edge.errors import CheckpointError, TableError
-from maestro_edge.planning import reachable_ms
+from maestro_edge.planning import account, reachable_ms
 from maestro_edge.recipes.chains import Chain, chain_sampler
 from maestro_edge.recipes.data import Data, Split
 from maestro_edge.recipes.demo import spread_budgets
+from maestro_edge.recipes.deploy import verify_run
 from maestro_edge.recipes.run import Run, augment, create, open_run, remove
-from maestro_edge.recipes.steps import bundle_run, load_table, plan_run, profile_run, sensitivity_of, train_run
-from maestro_edge.recipes.variants import export_run, verify_run
+from maestro_edge.recipes.steps import (
+    bundle_run,
+    clear_plans,
+    load_table,
+    plan_run,
+    profile_run,
+    sensitivity_of,
+    train_run,
+)
+from maestro_edge.recipes.variants import export_run
 from maestro_edge.runtimes import MeasuringProtocol
 from maestro_edge.training import AlternatingSampler, ChainSampler, TrainSettings
-from maestro_edge.values import LatencyTable, Manifest, Sensitivity
+from maestro_edge.values import Budget, LatencyTable, Manifest, Quantity, Sensitivity
 from tests.conftest import FakeRuntime
 
 PROTOCOL = MeasuringProtocol(pause_s=0)
@@ -159,6 +169,7 @@ def test_three_budgets_lie_between_the_fastest_plan_and_dense(planned: Planned) 
 def exported(planned: Planned) -> Planned:
     """The plans exported anew with the real test split, by a runtime that keeps its word."""
     planned.runtime.slowdown = 1.0
+    clear_plans(planned.run)
     planned.run.__dict__["data"] = small(create(planned.run.folder, data="digits").data)
     planned.plans = plan_run(planned.run, planned.table, planned.sensitivity, planned.budgets)
     planned.table.save(planned.profiles / planned.table.file_name)
@@ -190,6 +201,78 @@ def test_a_variant_over_its_budget_is_planned_again_with_the_new_times(exported:
         assert variant.measured_ms.p50 <= variant.budget_ms
     saved = LatencyTable.load(exported.profiles / exported.table.file_name)
     assert len(saved.calibrations[0].networks) > len(exported.table.calibrations[0].networks)
+
+
+class Warming(FakeRuntime):
+    """A device that is slower each time it is measured, until it is as hot as it gets."""
+
+    def __init__(self, inner: FakeRuntime, slowdowns: list[float]) -> None:
+        super().__init__()
+        self.models, self.slowdowns = inner.models, slowdowns
+
+    def measure(self, device: Any, paths: Any, protocol: Any) -> Any:
+        self.slowdown = self.slowdowns.pop(0) if len(self.slowdowns) > 1 else self.slowdowns[0]
+        return super().measure(device, paths, protocol)
+
+
+def test_the_loop_goes_on_until_every_budget_holds_and_tells_its_rounds(exported: Planned) -> None:
+    """A device that warms up from round to round: each is in the manifest, and larger budgets keep more ranks."""
+    device = Warming(exported.runtime, [1.08, 1.08, 1.16, 1.16, 1.2])
+
+    manifest, log = verify_run(
+        exported.run, device, exported.device, profiles=exported.profiles, protocol=PROTOCOL
+    )
+
+    planned = [variant for variant in manifest.variants if variant.is_planned]
+    assert not any(variant.missed for variant in planned)
+    assert not any("still" in line for line in log)
+    assert max(len(variant.rounds) for variant in planned) >= 3
+    for variant in planned:
+        assert [bool(done.missed) for done in variant.rounds][-1] is False
+        assert variant.rounds[-1].measured_ms == variant.measured_ms
+        assert variant.rounds[-1].predicted_ms == variant.predicted_ms
+    assert Manifest.load(exported.run.manifest_path) == manifest
+    for large, small in pairwise(planned):
+        assert all(
+            a == "dense" or (b != "dense" and b <= a)
+            for a, b in zip(large.ranks.values(), small.ranks.values(), strict=True)
+        )
+
+
+def test_one_round_only_measures(exported: Planned) -> None:
+    """What misses is told, and nothing is planned again."""
+    exported.runtime.slowdown = 1.12
+
+    manifest, log = verify_run(
+        exported.run, exported.runtime, exported.device, profiles=exported.profiles, protocol=PROTOCOL, rounds=1
+    )
+
+    assert any(variant.missed for variant in manifest.variants)
+    assert log and all("still measures" in line for line in log)
+
+
+@pytest.mark.parametrize("quantity", ["p90_ms", "size_bytes", "memory_bytes"])
+def test_other_budgets_are_held_against_what_was_measured_too(exported: Planned, quantity: Quantity) -> None:
+    """The file's own bytes, the slowest tenth of the runs, the process's peak."""
+    account_of = account(quantity, exported.run.network, exported.table)
+    smallest = dict.fromkeys(exported.plans[0].ranks, 16)
+    limit = 0.5 * (
+        account_of.of_ranks(exported.run.network, {}) + account_of.of_ranks(exported.run.network, smallest)
+    )
+    budget = Budget(quantity=quantity, limit=limit)
+    clear_plans(exported.run)
+    (made,) = plan_run(exported.run, exported.table, exported.sensitivity, [[budget]])
+    export_run(exported.run, exported.device, [exported.runtime])
+
+    manifest, _ = exported.verify()
+
+    (variant,) = (each for each in manifest.variants if each.is_planned)
+    assert variant.budgets == (budget,) and variant.budget_ms is None
+    value = variant.measured(quantity)
+    assert value is not None
+    assert variant.missed == ((budget,) if value > budget.limit else ())
+    assert (variant.alone is not None) == (quantity == "memory_bytes")
+    assert variant.name == f"fake-{budget.tag}" and made.name == variant.name
 
 
 def test_a_budget_out_of_reach_is_said_to_be_missed(exported: Planned) -> None:

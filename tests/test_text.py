@@ -404,7 +404,7 @@ def test_text_runs_through_the_steps_of_images(tmp_path: Path) -> None:
 
     assert run.score(run.ordered, run.data.train).loss < 0.7 * untrained.loss
     assert scores["dense"].images == 1
-    assert plan.predicted_ms <= plan.budget_ms
+    assert plan.predicted_ms <= plan.promises[0].planned
     assert run.variant(plan.ranks)(run.example[0]).shape == (1, 40, len(run.labels))
 
 

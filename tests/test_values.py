@@ -21,6 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from maestro_edge.errors import BudgetError, DataError, TableError
 from maestro_edge.values import (
     DENSE,
+    UNITS,
+    Budget,
     Calibration,
     DeviceFacts,
     InputSpec,
@@ -33,6 +35,7 @@ from maestro_edge.values import (
     MeasuredMs,
     Network,
     NetworkTiming,
+    Promise,
     Rank,
     RankPlan,
     Sensitivity,
@@ -58,8 +61,8 @@ RANKS_BY_NAME = st.dictionaries(NAMES, RANKS, max_size=3)
 PAIRS = st.tuples(SMALL, SMALL)
 
 
-def tuples(items: st.SearchStrategy[Any], most: int = 3) -> st.SearchStrategy[tuple[Any, ...]]:
-    return st.lists(items, max_size=most).map(tuple)
+def tuples(items: st.SearchStrategy[Any], most: int = 3, *, least: int = 0) -> st.SearchStrategy[tuple[Any, ...]]:
+    return st.lists(items, min_size=least, max_size=most).map(tuple)
 
 
 SPECS = st.builds(
@@ -123,6 +126,8 @@ TABLES = st.builds(
         2,
     ),
 )
+BUDGETS = st.builds(Budget, quantity=st.sampled_from(list(UNITS)), limit=POSITIVE)
+PROMISES = st.builds(Promise, budget=BUDGETS, planned=FINITE, predicted=FINITE, dense=FINITE)
 PLANS = st.builds(
     RankPlan,
     network=NAMES,
@@ -132,8 +137,8 @@ PLANS = st.builds(
     runtime_version=NAMES,
     precision=st.sampled_from(["fp32", "int8-dynamic", "int8-static"]),
     threads=COUNTS,
-    budget_ms=POSITIVE,
-    planned_ms=POSITIVE,
+    promises=tuples(PROMISES, 2, least=1),
+    least_loss=FINITE,
     predicted_ms=POSITIVE,
     dense_ms=POSITIVE,
     layers=tuples(
@@ -167,6 +172,7 @@ MANIFESTS = st.builds(
             sha256=NAMES,
             size_bytes=COUNTS,
             budget_ms=st.none() | POSITIVE,
+            budgets=tuples(BUDGETS, 2),
             predicted_ms=st.none() | POSITIVE,
             measured_ms=st.none() | st.builds(MeasuredMs, p50=POSITIVE, p90=POSITIVE, n=COUNTS),
             accuracy=SHARES,
@@ -225,8 +231,8 @@ EXAMPLES: dict[str, Saved] = {
         runtime_version="1.5.1",
         precision="fp32",
         threads=2,
-        budget_ms=2.5,
-        planned_ms=2.4,
+        promises=(Promise(budget=Budget(quantity="ms", limit=2.5), planned=2.4, predicted=2.3, dense=3.0),),
+        least_loss=0.01,
         predicted_ms=2.3,
         dense_ms=3.0,
         layers=(LayerPlan(name="conv", spec=CONV, rank=8, ms=0.5, dense_ms=1.0, loss_increase=0.01),),

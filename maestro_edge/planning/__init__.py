@@ -1,9 +1,22 @@
 """Planning: from tables to a rank for every layer."""
 
+from maestro_edge.planning.budgets import account
 from maestro_edge.planning.chain import chain
 from maestro_edge.planning.exact import solve_exactly
 from maestro_edge.planning.greedy import Option, Solution, solve
-from maestro_edge.planning.plan import plan, reachable_ms
+from maestro_edge.planning.plan import plan, plan_nested, reachable_ms, within
 from maestro_edge.planning.sensitivity import measure_sensitivity
 
-__all__ = ["Option", "Solution", "chain", "measure_sensitivity", "plan", "reachable_ms", "solve", "solve_exactly"]
+__all__ = [
+    "Option",
+    "Solution",
+    "account",
+    "chain",
+    "measure_sensitivity",
+    "plan",
+    "plan_nested",
+    "reachable_ms",
+    "solve",
+    "solve_exactly",
+    "within",
+]

@@ -38,7 +38,7 @@ from maestro_edge.profiling.options import (
     uniform_ranks,
     wanted_rows,
 )
-from maestro_edge.runtimes import MeasuringProtocol, Runtime, TracingRuntime
+from maestro_edge.runtimes import MeasuringProtocol, Runtime, TracingRuntime, size_bytes
 from maestro_edge.values import (
     DENSE,
     LatencyRow,
@@ -269,6 +269,7 @@ class _Session:
                 ranks=ranks,
                 layers_ms=table.layers_ms(self.network, ranks),
                 timing=timings[_name(ranks)],
+                size_bytes=size_bytes(paths[_name(ranks)]),
             )
             for ranks in sets
         )

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from maestro_edge.devices import Device
 from maestro_edge.planning import reachable_ms
+from maestro_edge.recipes.deploy import verify_run
 from maestro_edge.recipes.run import Progress, Run
 from maestro_edge.recipes.steps import (
     bundle_run,
+    clear_plans,
     load_table,
     plan_run,
     profile_run,
@@ -17,7 +19,7 @@ from maestro_edge.recipes.steps import (
     sensitivity_of,
     train_run,
 )
-from maestro_edge.recipes.variants import export_run, verify_run
+from maestro_edge.recipes.variants import export_run
 from maestro_edge.runtimes import MeasuringProtocol, Runtime
 from maestro_edge.training import TrainSettings
 from maestro_edge.values import LatencyTable, Manifest, Network, Sensitivity
@@ -56,8 +58,7 @@ def run_demo(
     sensitivity = sensitivity_of(run, tables, progress=step("sensitivity"))
     budgets = tuple(budgets_ms) or spread_budgets(run.network, tables, sensitivity)
     planning = step("plan")
-    for plan_file in (run.folder / "plans").glob("*.json"):
-        plan_file.unlink()
+    clear_plans(run)
     for done, table in enumerate(tables, start=1):
         plan_run(run, table, sensitivity, budgets)
         planning(done, len(tables), f"planned for {table.runtime}")

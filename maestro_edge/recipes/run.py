@@ -213,7 +213,7 @@ class Run:
     def plans(self) -> list[RankPlan]:
         """The plans made so far, by runtime and falling budget."""
         found = [RankPlan.load(path) for path in sorted((self.folder / "plans").glob("*.json"))]
-        return sorted(found, key=lambda item: (item.runtime, -item.budget_ms))
+        return sorted(found, key=lambda item: (item.runtime, [-budget.limit for budget in item.budgets]))
 
     @property
     def manifest_path(self) -> Path:

@@ -13,7 +13,7 @@ from maestro_edge.bundling import bundle
 from maestro_edge.devices import Device
 from maestro_edge.errors import CheckpointError, TableError
 from maestro_edge.ordered import cut, order, ordered_layers, trace
-from maestro_edge.planning import measure_sensitivity, plan
+from maestro_edge.planning import measure_sensitivity, plan, plan_nested
 from maestro_edge.profiling import measure_networks, profile
 from maestro_edge.recipes.chains import chain_sampler
 from maestro_edge.recipes.run import Progress, Run
@@ -29,13 +29,14 @@ from maestro_edge.training import (
     start_tracking,
     train,
 )
-from maestro_edge.values import LatencyTable, Manifest, Precision, RankPlan, Sensitivity
+from maestro_edge.values import Budget, LatencyTable, Manifest, Precision, RankPlan, Sensitivity
 
 __all__ = [
     "PredictionCheck",
     "Trained",
     "bundle_run",
     "check_prediction",
+    "clear_plans",
     "load_runtimes",
     "load_table",
     "plan_run",
@@ -331,13 +332,32 @@ def sensitivity_of(run: Run, tables: Sequence[LatencyTable], *, progress: Progre
 
 
 def plan_run(
-    run: Run, table: LatencyTable, sensitivity: Sensitivity, budgets_ms: Iterable[float]
+    run: Run,
+    table: LatencyTable,
+    sensitivity: Sensitivity,
+    budgets: Sequence[float | Sequence[Budget]],
+    *,
+    nested: bool = True,
+    exact: bool = False,
 ) -> list[RankPlan]:
-    """Plan every budget on a table, then save all plans; none is saved when one cannot be made."""
-    made = [plan(run.network, table, sensitivity, budget_ms) for budget_ms in budgets_ms]
+    """Plan every budget (a number in ms, or several of one plan) on a table, then save all plans.
+
+    None is saved when one cannot be made.
+    """
+    given = run.network, table, sensitivity
+    if nested:
+        made = list(plan_nested(*given, budgets, exact=exact))
+    else:
+        made = [plan(*given, each, exact=exact) for each in budgets]
     for item in made:
         item.save(run.folder / "plans" / f"{item.name}.json")
     return made
+
+
+def clear_plans(run: Run) -> None:
+    """Forget the plans made so far."""
+    for path in (run.folder / "plans").glob("*.json"):
+        path.unlink()
 
 
 def bundle_run(run: Run, folder: Path | None = None) -> Path:

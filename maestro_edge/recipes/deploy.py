@@ -1,0 +1,199 @@
+"""The closed loop: time the exported files on the device, and plan again what is over a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from maestro_edge.devices import Device
+from maestro_edge.errors import BudgetError, TableError
+from maestro_edge.planning import account, plan, within
+from maestro_edge.profiling import Conditions, measure_calmly, recalibrate
+from maestro_edge.recipes.run import Progress, Run
+from maestro_edge.recipes.steps import load_table, profile_run
+from maestro_edge.recipes.variants import export_variant
+from maestro_edge.runtimes import MeasuringProtocol, Runtime, digest
+from maestro_edge.values import (
+    LatencyTable,
+    Manifest,
+    MeasuredMs,
+    NetworkTiming,
+    Quantity,
+    RankPlan,
+    Round,
+    Sensitivity,
+    Timing,
+    Variant,
+)
+
+__all__ = ["MOST_ROUNDS", "table_of", "verify_run"]
+
+MOST_ROUNDS = 5
+_SLACK = 0.03
+"""Left free, each round more, when a plan is made again: what was over once is noisy too."""
+_OF_A_PROCESS: tuple[Quantity, ...] = ("memory_bytes", "energy_mj")
+
+
+def verify_run(
+    run: Run,
+    runtime: Runtime,
+    device: Device,
+    *,
+    profiles: Path,
+    protocol: MeasuringProtocol,
+    rounds: int = MOST_ROUNDS,
+    progress: Progress | None = None,
+) -> tuple[Manifest, list[str]]:
+    """Time the runtime's files on the device, interleaved; what is over a budget is planned and exported again.
+
+    After every round but the last of `rounds` the table's fit takes in what was measured, and each variant that
+    missed a budget gets a plan that is below it by what its measurement was above its prediction, between the
+    plans of smaller and larger budgets where that can be. It ends when every budget holds when measured, or what
+    misses one cannot be planned lower. Returns the manifest, whose variants tell their rounds, and a line for
+    every variant that was planned again or still misses a budget.
+
+    Raises:
+        TableError: nothing was exported, or a file was changed since.
+    """
+    manifest = Manifest.load(run.manifest_path)
+    table = load_table(run, runtime, device, profiles=profiles, threads=protocol.threads)
+    protocol = protocol.flow_only() if table.source == "emulated" else protocol
+    log = list(table.doubts(run.network)) if table.source == "emulated" else []
+    for variant in _of(manifest, runtime):
+        manifest = _with(manifest, variant.model_copy(update={"rounds": ()}))
+    stuck: set[str] = set()
+    for count in range(1, rounds + 1):
+        manifest, timings = _measured(run, manifest, runtime, device, protocol)
+        manifest.save(run.manifest_path)
+        if progress is not None:
+            progress(count, rounds, f"{runtime.name}: measured, round {count}")
+        missing = [variant for variant in _of(manifest, runtime) if variant.missed and variant.name not in stuck]
+        if not missing or count == rounds:
+            break
+        table = _recalibrated(run, manifest, table, timings)
+        table.save(profiles / table.file_name)
+        for variant in missing:
+            was = f"round {count}: {variant.name} {_excess(variant)}"
+            try:
+                item = _replanned(run, manifest, table, variant, slack=_SLACK * count)
+            except BudgetError as error:
+                stuck.add(variant.name)
+                log.append(f"{was}; it cannot be planned lower: {error}")
+                continue
+            item.save(run.folder / "plans" / f"{item.name}.json")
+            new = export_variant(run, runtime, item).model_copy(update={"rounds": variant.rounds})
+            manifest = _with(manifest, new)
+            log.append(f"{was}; planned again for {item.predicted_ms:.3f} ms")
+        if all(variant.name in stuck for variant in missing):
+            break
+    if progress is not None:
+        progress(rounds, rounds, f"{runtime.name}: verified")
+    manifest.save(run.manifest_path)
+    for variant in _of(manifest, runtime):
+        if variant.missed:
+            log.append(f"{variant.name} still {_excess(variant)}")
+    return manifest, log
+
+
+def table_of(
+    run: Run,
+    runtime: Runtime,
+    device: Device,
+    *,
+    profiles: Path,
+    protocol: MeasuringProtocol,
+    progress: Progress | None = None,
+) -> LatencyTable:
+    """The device's table that is calibrated for the run's network, profiled now where there is none."""
+    try:
+        table = load_table(run, runtime, device, profiles=profiles, threads=protocol.threads)
+        table.calibration(run.network)
+    except TableError:
+        return profile_run(run, runtime, device, profiles=profiles, protocol=protocol, progress=progress)
+    if progress is not None:
+        progress(1, 1, f"known: {table.file_name}")
+    return table
+
+
+def _of(manifest: Manifest, runtime: Runtime) -> list[Variant]:
+    return [variant for variant in manifest.variants if variant.runtime == runtime.name]
+
+
+def _with(manifest: Manifest, new: Variant) -> Manifest:
+    variants = tuple(new if old.name == new.name else old for old in manifest.variants)
+    return manifest.model_copy(update={"variants": variants})
+
+
+def _excess(variant: Variant) -> str:
+    """What a variant measures above its budgets, in words."""
+    parts = []
+    for budget in variant.missed:
+        value = variant.measured(budget.quantity)
+        parts.append(f"measures {value:.4g}, over its budget of {budget}")
+    return " and ".join(parts)
+
+
+def _measured(
+    run: Run, manifest: Manifest, runtime: Runtime, device: Device, protocol: MeasuringProtocol
+) -> tuple[Manifest, dict[str, Timing]]:
+    """The manifest with this runtime's files timed in one interleaved run, and the timings."""
+    paths = {}
+    for variant in _of(manifest, runtime):
+        path = run.folder / "files" / variant.file
+        if not path.exists() or digest(path) != variant.sha256:
+            raise TableError(f"{path} is missing or was changed after its export: export again")
+        paths[variant.name] = path
+    control = next(name for name in paths if name.endswith("-dense"))
+    timings = measure_calmly(runtime, device, paths, control=control, conditions=Conditions(protocol))
+    for variant in _of(manifest, runtime):
+        timing = timings[variant.name]
+        ms = MeasuredMs(p50=timing.median_ms, p90=timing.p90_ms, n=timing.n)
+        update: dict[str, object] = {"measured_ms": ms}
+        if any(budget.quantity in _OF_A_PROCESS for budget in variant.budgets):
+            update["alone"] = runtime.measure_alone(device, paths[variant.name], protocol)
+        variant = variant.model_copy(update=update)
+        if variant.predicted_ms is not None:
+            done = Round(predicted_ms=variant.predicted_ms, measured_ms=ms, missed=variant.missed)
+            variant = variant.model_copy(update={"rounds": (*variant.rounds, done)})
+        manifest = _with(manifest, variant)
+    return manifest, timings
+
+
+def _recalibrated(
+    run: Run, manifest: Manifest, table: LatencyTable, timings: Mapping[str, Timing]
+) -> LatencyTable:
+    measured = [
+        NetworkTiming(
+            ranks=variant.ranks,
+            layers_ms=table.layers_ms(run.network, variant.ranks),
+            timing=timings[variant.name],
+            alone=variant.alone,
+            size_bytes=variant.size_bytes,
+        )
+        for variant in manifest.variants
+        if variant.name in timings
+    ]
+    return recalibrate(table, run.network, measured)
+
+
+def _replanned(run: Run, manifest: Manifest, table: LatencyTable, variant: Variant, *, slack: float) -> RankPlan:
+    """A plan below each missed budget by what the measurement was above the table's present prediction."""
+    sensitivity = Sensitivity.load(run.folder / "sensitivity.json")
+    margins: dict[Quantity, float] = {}
+    for budget in variant.missed:
+        value = variant.measured(budget.quantity)
+        assert value is not None
+        predicted = account(budget.quantity, run.network, table).of_ranks(run.network, variant.ranks)
+        margins[budget.quantity] = 1 - min(1.0, predicted / value) * (1 - slack)
+    kept = [
+        each
+        for each in manifest.variants
+        if each.runtime == variant.runtime and each.is_planned and each.name != variant.name and not each.missed
+    ]
+    small = [each.ranks for each in kept if within(each.budgets, variant.budgets)]
+    large = [each.ranks for each in kept if within(variant.budgets, each.budgets)]
+    given = run.network, table, sensitivity, variant.budgets
+    try:
+        return plan(*given, margin=margins, at_least=small, at_most=large)
+    except BudgetError:
+        return plan(*given, margin=margins)

@@ -1,0 +1,262 @@
+"""Several budgets, nested plans, the exact solver's gap, and what a plan says when it cannot be made."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from maestro_edge.errors import BudgetError, TableError
+from maestro_edge.planning import account, plan, plan_nested, reachable_ms, within
+from maestro_edge.values import (
+    DENSE,
+    Alone,
+    Budget,
+    LatencyRow,
+    LatencyTable,
+    Network,
+    NetworkTiming,
+    Quantity,
+    Rank,
+    RankPlan,
+    Sensitivity,
+    Timing,
+)
+from tests.test_planning import INCREASES, NETWORK, SENSITIVITY, TABLE, latency_table, problems, sensitivity
+
+
+def bound(quantity: Quantity, limit: float) -> Budget:
+    return Budget(quantity=quantity, limit=limit)
+
+
+def order(rank: Rank) -> float:
+    return math.inf if rank == DENSE else rank
+
+
+def never_lower(small: RankPlan, large: RankPlan) -> bool:
+    return all(order(rank) <= order(large.ranks[name]) for name, rank in small.ranks.items())
+
+
+def timed(ranks: Mapping[str, Rank], *, p90: float = 1.1, peak_kib: int, energy_mj: float) -> NetworkTiming:
+    """A whole network of the table's own speed, run alone too; its file has 500 bytes beside the weights."""
+    ms = TABLE.predict_ms(NETWORK, ranks)
+    timing = Timing.of([ms, ms]).model_copy(update={"p90_ms": p90 * ms})
+    return NetworkTiming(
+        ranks=dict(ranks),
+        layers_ms=TABLE.layers_ms(NETWORK, ranks),
+        timing=timing,
+        alone=Alone(load_ms=1, first_ms=1, peak_kib=peak_kib, energy_mj=energy_mj),
+        size_bytes=4 * NETWORK.params(ranks) + 500,
+    )
+
+
+def known() -> LatencyTable:
+    """A table whose networks tell p90 (1.1 times the median), energy (3 mJ + 2 mJ a ms), memory and file size."""
+    networks = []
+    for rank in (4, 8, 16, DENSE):
+        ranks: dict[str, Rank] = {"layer0": rank, "layer1": rank}
+        energy_mj = 3 + 2 * TABLE.predict_ms(NETWORK, ranks)
+        networks.append(timed(ranks, peak_kib=4 * NETWORK.params(ranks) // 1024 + 2000, energy_mj=energy_mj))
+    fit = TABLE.calibrations[0].model_copy(update={"networks": tuple(networks)})
+    return TABLE.model_copy(update={"calibrations": (fit,)})
+
+
+KNOWN = known()
+QUANTITIES: dict[Quantity, float] = {
+    "p90_ms": 1.1 * 3.5,
+    "size_bytes": 500 + 4 * (NETWORK.params({}) - 400),
+    "memory_bytes": 1024 * 2000 + 4 * (NETWORK.params({}) - 400),
+    "macs": NETWORK.macs({}) - 400,
+    "params": NETWORK.params({}) - 400,
+    "energy_mj": 3 + 2 * 3.5,
+}
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_every_quantity_can_be_bounded(quantity: Quantity) -> None:
+    """The plan is below dense in what is bounded, keeps the budget, and tells both."""
+    budget = bound(quantity, QUANTITIES[quantity])
+
+    made = plan(NETWORK, KNOWN, SENSITIVITY, budget, margin=0)
+
+    (promise,) = made.promises
+    assert promise.budget == budget and promise.planned == budget.limit
+    assert promise.predicted <= budget.limit * (1 + 1e-9) < promise.dense
+    assert promise.predicted == pytest.approx(account(quantity, NETWORK, KNOWN).of_ranks(NETWORK, made.ranks))
+    assert any(rank != DENSE for rank in made.ranks.values())
+
+
+def test_accounts_are_what_the_tables_networks_show() -> None:
+    """Counts are exact; p90, energy, memory and file size follow the lines through the measured networks."""
+    ranks: dict[str, Rank] = {"layer0": 8, "layer1": DENSE}
+    ms, params = TABLE.predict_ms(NETWORK, ranks), NETWORK.params(ranks)
+    expected: dict[Quantity, float] = {
+        "ms": ms,
+        "p90_ms": 1.1 * ms,
+        "energy_mj": 3 + 2 * ms,
+        "params": params,
+        "macs": NETWORK.macs(ranks),
+        "size_bytes": 4 * params + 500,
+        "memory_bytes": 4 * params + 1024 * 2000,
+    }
+
+    for quantity, value in expected.items():
+        rel = 1e-3 if quantity == "memory_bytes" else 1e-9  # the peaks are whole KiB
+        assert account(quantity, NETWORK, KNOWN).of_ranks(NETWORK, ranks) == pytest.approx(value, rel=rel)
+
+
+@pytest.mark.parametrize(
+    ("quantity", "told"), [("energy_mj", "no energy"), ("memory_bytes", "no peak memory"), ("p90_ms", "no whole")]
+)
+def test_a_quantity_that_the_table_does_not_know_is_refused(quantity: Quantity, told: str) -> None:
+    """Nothing is guessed; file bytes alone follow from the parameters."""
+    with pytest.raises(TableError, match=told):
+        plan(NETWORK, TABLE, SENSITIVITY, bound(quantity, 1e9))
+    assert account("size_bytes", NETWORK, TABLE).of_ranks(NETWORK, {}) == 4 * NETWORK.params({})
+
+
+def test_several_budgets_hold_together() -> None:
+    """A budget in ms that leaves layer0 at rank 16, and one in parameters that takes more."""
+    macs = NETWORK.macs({"layer0": 4, "layer1": 4}) + 100
+
+    alone = plan(NETWORK, TABLE, SENSITIVITY, 4.5, margin=0)
+    both = plan(NETWORK, TABLE, SENSITIVITY, [bound("ms", 4.5), bound("macs", macs)], margin=0)
+
+    assert NETWORK.macs(alone.ranks) > macs >= NETWORK.macs(both.ranks)
+    assert both.predicted_ms <= 4.5 and both.loss_increase >= alone.loss_increase
+    assert [promise.budget.quantity for promise in both.promises] == ["ms", "macs"]
+    assert (both.name, both.budget_ms) == (f"executorch-4.5ms-{macs / 1e6:g}MMACs", 4.5)
+
+
+def test_budgets_out_of_reach_say_which_bind_and_how_small_each_can_be() -> None:
+    """One line; what it names as reachable can be planned."""
+    smallest = NETWORK.params({"layer0": 4, "layer1": 4})
+    with pytest.raises(BudgetError) as caught:
+        plan(NETWORK, TABLE, SENSITIVITY, [bound("ms", 3), bound("params", smallest - 1)], margin=0)
+
+    message = str(caught.value)
+    assert re.search(rf"out of reach is {smallest - 1:,} parameters;", message)
+    assert "3 ms (at least 1.5 ms alone)" in message and "\n" not in message
+
+
+def opposed() -> tuple[LatencyTable, Sensitivity]:
+    """Rank 8 of each layer is slow, rank 16 has more parameters: a fast plan is never the smallest."""
+    times = [[3.0, 2.9, 1.0, 3.1], [2.0, 1.9, 0.5, 2.1]]
+    return latency_table(NETWORK, times), sensitivity(NETWORK, INCREASES)
+
+
+def test_budgets_that_only_fail_together_say_what_each_leaves_the_other() -> None:
+    """Both are reachable alone; the message names the least of each beside the other, which can be planned."""
+    table, losses = opposed()
+    params = NETWORK.params({"layer0": 8, "layer1": 8})
+    with pytest.raises(BudgetError) as caught:
+        plan(NETWORK, table, losses, [bound("ms", 2.0), bound("params", params)], margin=0)
+
+    message = str(caught.value)
+    assert "each can be kept, but not all together" in message
+    told = re.findall(r"alone, (\S+) \w+ beside the others", message)
+    named = [float(number.replace(",", "")) for number in told]
+    assert len(named) == 2
+    assert plan(NETWORK, table, losses, [bound("ms", named[0]), bound("params", params)], margin=0)
+    assert plan(NETWORK, table, losses, [bound("ms", 2.0), bound("params", named[1])], margin=0)
+
+
+@pytest.mark.parametrize("budgets", [[], [bound("ms", 1), bound("ms", 2)]])
+def test_no_budget_and_two_of_one_quantity_are_refused(budgets: list[Budget]) -> None:
+    """Which of the two was meant is not guessed."""
+    with pytest.raises(BudgetError, match="one of each quantity"):
+        plan(NETWORK, TABLE, SENSITIVITY, budgets)
+
+
+def test_a_budget_far_above_dense_brings_a_hint_about_the_unit() -> None:
+    """Microseconds, or bytes for kB: a plan is made, and bounds nothing."""
+    wide = plan(NETWORK, TABLE, SENSITIVITY, 5000.0)
+
+    assert set(wide.ranks.values()) == {DENSE}
+    assert wide.hints() == (
+        "a budget of 5,000 ms is 1000 times what the dense network takes, 5 ms: was another unit meant?",
+    )
+    assert plan(NETWORK, TABLE, SENSITIVITY, 50.0).hints() == ()
+
+
+@settings(deadline=None, max_examples=60)
+@given(problem=problems(least_rise=-0.1), shares=st.lists(st.floats(0, 1.2), min_size=2, max_size=5))
+def test_larger_budgets_never_lower_a_rank(
+    problem: tuple[Network, LatencyTable, Sensitivity], shares: Sequence[float]
+) -> None:
+    """Whatever the staircase, the order of the budgets and their distances; every budget holds."""
+    of, table, losses = problem
+    low, high = reachable_ms(of, table, losses), table.predict_ms(of, {})
+    budgets = [low + share * (high - low) + 1e-6 for share in shares]
+    assume(all(budget > 0 for budget in budgets))
+
+    made = plan_nested(of, table, losses, budgets, margin=0)
+    free = [plan(of, table, losses, budget, margin=0) for budget in budgets]
+
+    for budget, item, alone in zip(budgets, made, free, strict=True):
+        assert item.budget_ms == budget and item.predicted_ms <= budget * (1 + 1e-9)
+        assert item.least_loss == alone.least_loss
+        for other, larger in zip(budgets, made, strict=True):
+            assert budget > other or never_lower(item, larger)
+
+
+@settings(deadline=None, max_examples=60)
+@given(problem=problems(), share=st.floats(0, 1.2))
+def test_the_gap_is_a_bound_and_the_exact_plan_has_none(
+    problem: tuple[Network, LatencyTable, Sensitivity], share: float
+) -> None:
+    """The greedy plan is at most its gap above the exact one."""
+    of, table, losses = problem
+    low, high = reachable_ms(of, table, losses), table.predict_ms(of, {})
+    budget_ms = low + share * (high - low) + 1e-6
+
+    greedy = plan(of, table, losses, budget_ms, margin=0)
+    exact = plan(of, table, losses, budget_ms, margin=0, exact=True)
+
+    assert exact.gap <= 1e-6
+    assert exact.loss_increase <= greedy.loss_increase + 1e-9
+    assert greedy.loss_increase - greedy.gap <= exact.loss_increase + 1e-6
+
+
+def test_within_compares_budgets_quantity_by_quantity() -> None:
+    """A tighter set keeps a wider one; sets that bound other things do not compare."""
+    both = bound("ms", 2), bound("params", 100)
+
+    assert within([bound("ms", 1)], [bound("ms", 2)]) and within(both, [bound("ms", 2)])
+    assert not within([bound("ms", 2)], both) and not within([bound("ms", 3)], [bound("ms", 2)])
+
+
+def test_ranks_can_be_held_between_those_of_other_plans() -> None:
+    """As a plan that is made again in a family of nested ones."""
+    made = plan(NETWORK, TABLE, SENSITIVITY, 3.5, margin=0, at_least=[{"layer0": 8, "layer1": 16}])
+
+    assert order(made.ranks["layer0"]) >= 8 and order(made.ranks["layer1"]) >= 16
+    with pytest.raises(BudgetError):
+        plan(NETWORK, TABLE, SENSITIVITY, 3.5, margin=0, at_least=[{"layer0": DENSE, "layer1": 8}])
+
+
+@pytest.mark.parametrize("ms", [0.0, -1.0])
+def test_a_table_with_a_time_that_is_none_is_refused(ms: float) -> None:
+    """A layer cannot take 0 ms: it was not measured, or fused away; plans would pile onto it."""
+    row = TABLE.rows[0]
+    timing = Timing.of([1.0, 1.0]).model_copy(update={"median_ms": ms})
+    broken = LatencyRow.model_construct(spec=row.spec, rank=row.rank, method=row.method, timing=timing)
+    table = TABLE.model_copy(update={"rows": (broken, *TABLE.rows[1:])})
+
+    with pytest.raises(TableError, match=rf"layer0 at rank 4 takes {ms:g} ms: profile the model again"):
+        plan(NETWORK, table, SENSITIVITY, 4.0)
+
+
+def test_two_layers_of_one_name_are_refused() -> None:
+    """A plan could not tell them apart."""
+    twin = NETWORK.layers[0]
+    network = NETWORK.model_copy(update={"layers": (twin, twin)})
+    losses = SENSITIVITY.model_copy(update={"network": network.fingerprint})
+    fit = TABLE.calibrations[0].model_copy(update={"network": network.fingerprint})
+
+    with pytest.raises(TableError, match="two layers named 'layer0'"):
+        plan(network, TABLE.model_copy(update={"calibrations": (fit,)}), losses, 4.0)
