@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 _PIPELINE = (
     *("demo", "data", "order", "recipes", "train", "devices", "runners", "profile", "profiles"),
-    *("plan", "export", "verify", "deploy", "bundle", "report"),
+    *("plan", "export", "verify", "deploy", "sweep", "bundle", "report"),
 )
 
 
@@ -68,6 +68,11 @@ BudgetMemory = Annotated[str | None, typer.Option(help="Peak memory of the proce
 BudgetMmacs = Annotated[str | None, typer.Option(help="Multiply-accumulates of a run, in 1e6; for every plan.")]
 BudgetParams = Annotated[str | None, typer.Option(help="Parameters; for every plan.")]
 BudgetMj = Annotated[str | None, typer.Option(help="Millijoules of a run, where the table has them.")]
+Int8 = Literal["int8-dynamic", "int8-static"]
+Precisions = Annotated[
+    list[Literal["fp32", "int8-dynamic", "int8-static"]] | None,
+    typer.Option("--precision", help="Of tables and plans; repeat it to have plans in each. [default: fp32]"),
+]
 Rounds = Annotated[int, typer.Option(min=1, max=5, help="Measurements at most; with 1 nothing is planned again.")]
 Seed = Annotated[int, typer.Option(help="Seeds data split, weights and sampling.")]
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Epochs of nested training.")]
@@ -75,6 +80,7 @@ DenseEpochs = Annotated[int | None, typer.Option("--dense-epochs", min=1, help="
 
 _DEFAULT_MODEL = "maestro_edge.recipes.models:resnet8"
 _TIMED = ("executorch", "litert")
+_FP32: list[Literal["fp32", "int8-dynamic", "int8-static"]] = ["fp32"]
 _CLAIM_S = 600.0
 """How long a device that another session measures on is waited for."""
 
@@ -629,6 +635,7 @@ def plan(
         list[str] | None,
         typer.Option(help="executorch, litert, or coreml where an iPhone was measured; repeat it."),
     ] = None,
+    precision: Precisions = None,
     exact: Annotated[bool, typer.Option("--exact", help="Solve exactly (HiGHS) instead of greedily.")] = False,
     nested: Annotated[
         bool, typer.Option(help="Larger budgets never lower a layer's rank; without, each plan is by itself.")
@@ -648,7 +655,11 @@ def plan(
 
     runtimes, opened = load_runtimes(runtime or _TIMED), open_run(run, model=model)
     with _device(device, alone=False) as connected:
-        tables = [load_table(opened, item, connected, profiles=profiles, threads=threads) for item in runtimes]
+        tables = [
+            load_table(opened, item, connected, profiles=profiles, threads=threads, precision=each)
+            for item in runtimes
+            for each in precision or _FP32
+        ]
     with _steps() as step:
         sensitivity = sensitivity_of(opened, tables, progress=step("sensitivity"))
     for table in tables:
@@ -666,6 +677,9 @@ def export(
     runtime: Annotated[
         list[str] | None, typer.Option("--runtime", help="executorch, litert or coreml; default all.")
     ] = None,
+    rival: Annotated[
+        list[Int8] | None, typer.Option(help="Also export the dense network in this precision; repeat it.")
+    ] = None,
     device: DeviceName = "local",
     model: OwnModel = None,
 ) -> None:
@@ -677,7 +691,9 @@ def export(
 
     runtimes, opened = load_runtimes(runtime or (*_TIMED, "coreml")), open_run(run, model=model)
     with _steps() as step, _device(device, alone=False) as connected:
-        manifest = export_run(opened, connected, runtimes, progress=step("export"))
+        manifest, log = export_run(opened, connected, runtimes, rivals=rival or (), progress=step("export"))
+    for line in log:
+        _console().print(line)
     _console().print(variants_table(manifest))
 
 
@@ -719,6 +735,7 @@ def deploy(
     device: DeviceName = "local",
     profiles: Profiles = Path("profiles"),
     threads: Threads = 1,
+    precision: Precisions = None,
     exact: Annotated[bool, typer.Option("--exact", help="Solve exactly (HiGHS) instead of greedily.")] = False,
     rounds: Rounds = 5,
     model: OwnModel = None,
@@ -737,8 +754,17 @@ def deploy(
     log: list[str] = []
     with _steps() as step, _device(device) as connected:
         tables = [
-            table_of(opened, item, connected, profiles=profiles, protocol=protocol, progress=step(item.name))
+            table_of(
+                opened,
+                item,
+                connected,
+                profiles=profiles,
+                protocol=protocol,
+                precision=each,
+                progress=step(f"{item.name} {each}"),
+            )
             for item in runtimes
+            for each in precision or _FP32
         ]
         sensitivity = sensitivity_of(opened, tables, progress=step("sensitivity"))
         clear_plans(opened)
@@ -746,10 +772,66 @@ def deploy(
             log += table.doubts(opened.network)
             for made in plan_run(opened, table, sensitivity, budgets, exact=exact):
                 log += made.hints()
-        export_run(opened, connected, runtimes, progress=step("export"))
+        log += export_run(opened, connected, runtimes, progress=step("export"))[1]
         for item in runtimes:
             log += _verify_on(opened, item, connected, profiles, protocol, rounds, step)
     _print_verified(opened, log)
+
+
+@_command
+def sweep(
+    run: RunFolder,
+    count: Annotated[int, typer.Option(min=1, help="Budgets between the fastest plan and dense.")] = 8,
+    runtime: Timed = None,
+    device: DeviceName = "local",
+    profiles: Profiles = Path("profiles"),
+    threads: Threads = 1,
+    precision: Precisions = None,
+    model: OwnModel = None,
+) -> None:
+    """Measure the whole front of accuracy against time, with the dense network in fp32 and int8 beside it."""
+    from maestro_edge.recipes.deploy import table_of
+    from maestro_edge.recipes.run import open_run
+    from maestro_edge.recipes.steps import load_runtimes, require_report, sensitivity_of
+    from maestro_edge.recipes.sweep import sweep_run
+    from maestro_edge.reporting import write_front
+    from maestro_edge.terminal import front_table
+
+    require_report()
+    runtimes, opened = load_runtimes(runtime or _TIMED), open_run(run, model=model)
+    opened.require_images("sweep")
+    protocol = _protocol(threads)
+    given: dict[str, Any] = {"profiles": profiles, "protocol": protocol}
+    with _steps() as step, _device(device) as connected:
+        tables = {
+            item.name: [
+                table_of(opened, item, connected, precision=each, progress=step(f"{item.name} {each}"), **given)
+                for each in precision or _FP32
+            ]
+            for item in runtimes
+        }
+        losses = sensitivity_of(
+            opened, [table for found in tables.values() for table in found], progress=step("sensitivity")
+        )
+        fronts = {
+            item.name: sweep_run(
+                opened,
+                item,
+                connected,
+                tables[item.name],
+                losses,
+                protocol=protocol,
+                count=count,
+                progress=step(f"sweep {item.name}"),
+            )
+            for item in runtimes
+        }
+    for name, front in fronts.items():
+        for line in front.left_out:
+            _console().print(line)
+        _console().print(front_table(front.variants, front.beaten))
+        figure = write_front(run / f"sweep-{name}.png", front.variants, front.beaten)
+        _console().print(f"front   {run / f'sweep-{name}.csv'}\nfigure  {figure}")
 
 
 def _verify_on(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean, quantiles
@@ -31,7 +31,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Annotation
 
-__all__ = ["latency_figure", "pareto_figure", "prediction_figure", "ranks_figure", "write_report"]
+__all__ = [
+    "front_figure",
+    "latency_figure",
+    "pareto_figure",
+    "prediction_figure",
+    "ranks_figure",
+    "write_front",
+    "write_report",
+]
 
 # Okabe-Ito without its yellow, which is lost on white.
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -114,6 +122,50 @@ def pareto_figure(manifest: Manifest) -> Figure:
     figure.legend(*_legend_entries([axes]), loc="outside upper left", ncols=2)
     _part_labels(figure, axes, labels, [ms.p90 for _, ms in measured])
     return figure
+
+
+@_style()
+def front_figure(variants: Sequence[Variant], beaten: Mapping[str, str]) -> Figure:
+    """Validation accuracy against measured p50: the front a line, what is beaten hollow, dense a star."""
+    figure = _figure(7.2, 4.8)
+    axes = figure.subplots()
+    points = [(v, v.measured_ms.p50, 100 * (v.validation_accuracy or 0)) for v in variants if v.measured_ms]
+    front = sorted((ms, percent) for variant, ms, percent in points if variant.name not in beaten)
+    axes.step([ms for ms, _ in front], [percent for _, percent in front], where="post", color=GREY, lw=1)
+    looks = _looks(variant.precision for variant, _, _ in points)
+    labels = []
+    for variant, ms, percent in points:
+        colour, marker = looks[variant.precision]
+        legend, size = f"plans, {variant.precision}", 8
+        if not variant.is_planned:
+            legend, marker, size = f"dense, {variant.precision}", "*", 16
+            labels.append(
+                axes.annotate(legend, (ms, percent), (0, 0), textcoords="offset points", size=10, color=colour)
+            )
+        face = "none" if variant.name in beaten else colour
+        axes.plot([ms], [percent], marker, ms=size, color=colour, mfc=face, mew=1.5, label=legend)
+    axes.set(xlabel="measured p50 in ms", ylabel="validation accuracy in %", xscale="log")
+    axes.margins(0.12, 0.16)
+    _plain_ticks(axes)
+    figure.legend(*_legend_entries([axes]), loc="outside upper left", ncols=3)
+    _part_labels(figure, axes, labels, [label.xy[0] for label in labels])
+    return figure
+
+
+def _plain_ticks(axes: Axes) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def write_front(path: Path, variants: Sequence[Variant], beaten: Mapping[str, str]) -> Path:
+    """The front as a PNG."""
+    content = io.BytesIO()
+    front_figure(variants, beaten).savefig(content, format="png", dpi=150)
+    write_atomically(path, content.getvalue())
+    return path
 
 
 def _draw_file(axes: Axes, variant: Variant, ms: MeasuredMs, colour: str, marker: str) -> Annotation:

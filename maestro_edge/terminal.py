@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
 from maestro_edge.profiling.inventory import Listing
-from maestro_edge.values import DeviceFacts, Manifest, RankPlan
+from maestro_edge.values import DeviceFacts, Manifest, RankPlan, Variant
 
-__all__ = ["devices_table", "plan_table", "variants_table"]
+__all__ = ["devices_table", "front_table", "plan_table", "variants_table"]
 
 
 def devices_table(devices: Sequence[Listing]) -> Table:
@@ -112,5 +112,26 @@ def variants_table(manifest: Manifest) -> Table:
             f"{100 * variant.accuracy:.1f}",
             f"{variant.size_bytes / 1000:,.0f}",
             f"{variant.max_abs_error:.1e}",
+        )
+    return table
+
+
+def front_table(variants: Sequence[Variant], beaten: Mapping[str, str]) -> Table:
+    """Measured files from the fastest on: time, accuracy, size, and what beats each in both time and accuracy."""
+    table = Table("variant")
+    for heading in ("predicted ms", "measured p50", "validation top-1 %", "test top-1 %", "kB"):
+        table.add_column(heading, justify="right")
+    table.add_column("beaten by")
+    timed = [(variant.measured_ms.p50, variant) for variant in variants if variant.measured_ms is not None]
+    for p50, variant in sorted(timed, key=lambda pair: pair[0]):
+        validation = variant.validation_accuracy
+        table.add_row(
+            variant.name,
+            "" if variant.predicted_ms is None else f"{variant.predicted_ms:.3f}",
+            f"{p50:.3f}",
+            "" if validation is None else f"{100 * validation:.1f}",
+            f"{100 * variant.accuracy:.1f}",
+            f"{variant.size_bytes / 1000:,.0f}",
+            beaten.get(variant.name, ""),
         )
     return table

@@ -54,6 +54,7 @@ __all__ = [
     "Variant",
     "check_budget",
     "check_budgets",
+    "variant_name",
     "write_atomically",
 ]
 
@@ -651,7 +652,9 @@ class LatencyTable(Saved):
         table.save(path)
         return table
 
-    def require(self, *, runtime: str, runtime_version: str, threads: int, device: str) -> None:
+    def require(
+        self, *, runtime: str, runtime_version: str, threads: int, device: str, precision: Precision = "fp32"
+    ) -> None:
         """Refuse a table that was measured with something else.
 
         Raises:
@@ -662,6 +665,7 @@ class LatencyTable(Saved):
             "runtime": (self.runtime, runtime),
             "runtime version": (self.runtime_version, runtime_version),
             "threads": (self.threads, threads),
+            "precision": (self.precision, precision),
         }
         for what, (have, want) in wanted.items():
             if have != want:
@@ -794,7 +798,7 @@ class RankPlan(Saved):
 
     @property
     def name(self) -> str:
-        return f"{self.runtime}-{self.tag}"
+        return variant_name(self.runtime, self.precision, self.tag)
 
     @property
     def loss_increase(self) -> float:
@@ -825,6 +829,11 @@ class RankPlan(Saved):
             size_bytes=4 * params,
             ms=self.dense_ms if dense else self.predicted_ms,
         )
+
+
+def variant_name(runtime: str, precision: Precision, tag: str) -> str:
+    """Of a file and its plan; fp32 goes without saying."""
+    return "-".join((runtime, *(() if precision == "fp32" else (precision,)), tag))
 
 
 class MeasuredMs(Value):
@@ -874,7 +883,10 @@ class Variant(Value):
     measured_ms: MeasuredMs | None
     rounds: tuple[Round, ...] = ()
     alone: Alone | None = Field(default=None, description="where peak memory or energy is bounded")
-    accuracy: float = Field(ge=0, le=1, description="top-1 on the test split")
+    accuracy: float = Field(ge=0, le=1, description="top-1 on the test split; in int8 the file's own")
+    validation_accuracy: float | None = Field(
+        default=None, ge=0, le=1, description="what chooses among variants; the test split chooses nothing"
+    )
     max_abs_error: float = Field(ge=0)
     sqnr_db: float
     top1_agreement: float = Field(ge=0, le=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from maestro_edge.devices import Device
@@ -18,6 +18,7 @@ from maestro_edge.values import (
     Manifest,
     MeasuredMs,
     NetworkTiming,
+    Precision,
     Quantity,
     RankPlan,
     Round,
@@ -26,7 +27,7 @@ from maestro_edge.values import (
     Variant,
 )
 
-__all__ = ["MOST_ROUNDS", "table_of", "verify_run"]
+__all__ = ["MOST_ROUNDS", "measure_variants", "table_of", "verify_run"]
 
 MOST_ROUNDS = 5
 _SLACK = 0.03
@@ -56,26 +57,34 @@ def verify_run(
         TableError: nothing was exported, or a file was changed since.
     """
     manifest = Manifest.load(run.manifest_path)
-    table = load_table(run, runtime, device, profiles=profiles, threads=protocol.threads)
-    protocol = protocol.flow_only() if table.source == "emulated" else protocol
-    log = list(table.doubts(run.network)) if table.source == "emulated" else []
+    precisions = {variant.precision for variant in _of(manifest, runtime) if variant.is_planned} or {"fp32"}
+    tables = {
+        each: load_table(run, runtime, device, profiles=profiles, threads=protocol.threads, precision=each)
+        for each in sorted(precisions)
+    }
+    emulated = [table for table in tables.values() if table.source == "emulated"]
+    protocol = protocol.flow_only() if emulated else protocol
+    log = [doubt for table in emulated for doubt in table.doubts(run.network)]
     for variant in _of(manifest, runtime):
         manifest = _with(manifest, variant.model_copy(update={"rounds": ()}))
     stuck: set[str] = set()
     for count in range(1, rounds + 1):
-        manifest, timings = _measured(run, manifest, runtime, device, protocol)
+        measured, timings = measure_variants(run, _of(manifest, runtime), runtime, device, protocol)
+        for variant in measured:
+            manifest = _with(manifest, _noted(variant))
         manifest.save(run.manifest_path)
         if progress is not None:
             progress(count, rounds, f"{runtime.name}: measured, round {count}")
         missing = [variant for variant in _of(manifest, runtime) if variant.missed and variant.name not in stuck]
         if not missing or count == rounds:
             break
-        table = _recalibrated(run, manifest, table, timings)
-        table.save(profiles / table.file_name)
+        for each in {variant.precision for variant in missing}:
+            tables[each] = _recalibrated(run, manifest, tables[each], timings)
+            tables[each].save(profiles / tables[each].file_name)
         for variant in missing:
             was = f"round {count}: {variant.name} {_excess(variant)}"
             try:
-                item = _replanned(run, manifest, table, variant, slack=_SLACK * count)
+                item = _replanned(run, manifest, tables[variant.precision], variant, slack=_SLACK * count)
             except BudgetError as error:
                 stuck.add(variant.name)
                 log.append(f"{was}; it cannot be planned lower: {error}")
@@ -102,14 +111,17 @@ def table_of(
     *,
     profiles: Path,
     protocol: MeasuringProtocol,
+    precision: Precision = "fp32",
     progress: Progress | None = None,
 ) -> LatencyTable:
     """The device's table that is calibrated for the run's network, profiled now where there is none."""
     try:
-        table = load_table(run, runtime, device, profiles=profiles, threads=protocol.threads)
+        table = load_table(run, runtime, device, profiles=profiles, threads=protocol.threads, precision=precision)
         table.calibration(run.network)
     except TableError:
-        return profile_run(run, runtime, device, profiles=profiles, protocol=protocol, progress=progress)
+        return profile_run(
+            run, runtime, device, profiles=profiles, protocol=protocol, precision=precision, progress=progress
+        )
     if progress is not None:
         progress(1, 1, f"known: {table.file_name}")
     return table
@@ -133,30 +145,39 @@ def _excess(variant: Variant) -> str:
     return " and ".join(parts)
 
 
-def _measured(
-    run: Run, manifest: Manifest, runtime: Runtime, device: Device, protocol: MeasuringProtocol
-) -> tuple[Manifest, dict[str, Timing]]:
-    """The manifest with this runtime's files timed in one interleaved run, and the timings."""
+def measure_variants(
+    run: Run, variants: Sequence[Variant], runtime: Runtime, device: Device, protocol: MeasuringProtocol
+) -> tuple[list[Variant], dict[str, Timing]]:
+    """The runtime's variants timed in one interleaved run, and the timings; the first dense one is the control.
+
+    Raises:
+        TableError: a file is missing, or was changed since its export.
+    """
     paths = {}
-    for variant in _of(manifest, runtime):
+    for variant in variants:
         path = run.folder / "files" / variant.file
         if not path.exists() or digest(path) != variant.sha256:
             raise TableError(f"{path} is missing or was changed after its export: export again")
         paths[variant.name] = path
-    control = next(name for name in paths if name.endswith("-dense"))
+    control = next(variant.name for variant in variants if not variant.is_planned)
     timings = measure_calmly(runtime, device, paths, control=control, conditions=Conditions(protocol))
-    for variant in _of(manifest, runtime):
+    measured = []
+    for variant in variants:
         timing = timings[variant.name]
         ms = MeasuredMs(p50=timing.median_ms, p90=timing.p90_ms, n=timing.n)
         update: dict[str, object] = {"measured_ms": ms}
         if any(budget.quantity in _OF_A_PROCESS for budget in variant.budgets):
             update["alone"] = runtime.measure_alone(device, paths[variant.name], protocol)
-        variant = variant.model_copy(update=update)
-        if variant.predicted_ms is not None:
-            done = Round(predicted_ms=variant.predicted_ms, measured_ms=ms, missed=variant.missed)
-            variant = variant.model_copy(update={"rounds": (*variant.rounds, done)})
-        manifest = _with(manifest, variant)
-    return manifest, timings
+        measured.append(variant.model_copy(update=update))
+    return measured, timings
+
+
+def _noted(variant: Variant) -> Variant:
+    """With a round for what was measured."""
+    if variant.predicted_ms is None or variant.measured_ms is None:
+        return variant
+    done = Round(predicted_ms=variant.predicted_ms, measured_ms=variant.measured_ms, missed=variant.missed)
+    return variant.model_copy(update={"rounds": (*variant.rounds, done)})
 
 
 def _recalibrated(
@@ -171,7 +192,7 @@ def _recalibrated(
             size_bytes=variant.size_bytes,
         )
         for variant in manifest.variants
-        if variant.name in timings
+        if variant.name in timings and variant.precision == table.precision
     ]
     return recalibrate(table, run.network, measured)
 
@@ -188,7 +209,10 @@ def _replanned(run: Run, manifest: Manifest, table: LatencyTable, variant: Varia
     kept = [
         each
         for each in manifest.variants
-        if each.runtime == variant.runtime and each.is_planned and each.name != variant.name and not each.missed
+        if (each.runtime, each.precision) == (variant.runtime, variant.precision)
+        and each.is_planned
+        and each.name != variant.name
+        and not each.missed
     ]
     small = [each.ranks for each in kept if within(each.budgets, variant.budgets)]
     large = [each.ranks for each in kept if within(variant.budgets, each.budgets)]

@@ -277,7 +277,15 @@ def check_prediction(
     )
 
 
-def load_table(run: Run, runtime: Runtime, device: Device, *, profiles: Path, threads: int) -> LatencyTable:
+def load_table(
+    run: Run,
+    runtime: Runtime,
+    device: Device,
+    *,
+    profiles: Path,
+    threads: int,
+    precision: Precision = "fp32",
+) -> LatencyTable:
     """The table of this runtime and device; where it was not measured, one that was emulated.
 
     Of Core ML it is that of the iPhone, which is not connected.
@@ -288,17 +296,17 @@ def load_table(run: Run, runtime: Runtime, device: Device, *, profiles: Path, th
     if runtime.name == _CARRIED:
         return _carried_table(run, runtime, profiles)
     name, version = device.facts().name, runtime.version_on(device)
-    path = profiles / f"{name}.{runtime.name}-{version}.fp32-t{threads}.json"
+    path = profiles / f"{name}.{runtime.name}-{version}.{precision}-t{threads}.json"
     if not path.exists() and path.with_suffix(".emulated.json").exists():
         path = path.with_suffix(".emulated.json")
     if not path.exists():
         others = sorted(found.name for found in profiles.glob(f"{name}.{runtime.name}-*.json"))
         hint = f" (found {', '.join(others)})" if others else ""
-        raise TableError(
-            f"no table {path}{hint}: run 'maestro-edge profile {run.folder} --runtime {runtime.name}'"
-        )
+        command = f"maestro-edge profile {run.folder} --runtime {runtime.name}"
+        command += "" if precision == "fp32" else f" --precision {precision}"
+        raise TableError(f"no table {path}{hint}: run '{command}'")
     table = LatencyTable.load(path)
-    table.require(runtime=runtime.name, runtime_version=version, threads=threads, device=name)
+    table.require(runtime=runtime.name, runtime_version=version, threads=threads, device=name, precision=precision)
     return table
 
 

@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from maestro_edge.devices import Device
-from maestro_edge.errors import BudgetError
+from maestro_edge.errors import BudgetError, ExportError
 from maestro_edge.recipes.run import Progress, Run
-from maestro_edge.runtimes import Agreement, Runtime, digest, export, size_bytes
+from maestro_edge.runtimes import Runtime, digest, export, size_bytes
 from maestro_edge.training import load_checkpoint
-from maestro_edge.values import InputSpec, Manifest, RankPlan, Saved, Variant
+from maestro_edge.values import (
+    DENSE,
+    InputSpec,
+    Manifest,
+    Precision,
+    Rank,
+    RankPlan,
+    Saved,
+    Variant,
+    variant_name,
+)
 
-__all__ = ["export_run", "export_variant"]
+__all__ = ["export_run", "export_variant", "export_variants"]
 
 _GATE_SAMPLES = 32
+_FILE_IMAGES = 2000
+"""Images that a file is scored on by itself; each is a run of its own."""
+
+
+Job = tuple[Runtime, RankPlan | Precision]
+"""A plan, or the dense network in a precision, for a runtime."""
 
 
 class ExportRecord(Saved):
@@ -26,11 +42,18 @@ class ExportRecord(Saved):
 
 
 def export_run(
-    run: Run, device: Device, runtimes: Sequence[Runtime], *, progress: Progress | None = None
-) -> Manifest:
-    """Export dense and every plan, each to the runtime that its table was measured with.
+    run: Run,
+    device: Device,
+    runtimes: Sequence[Runtime],
+    *,
+    rivals: Sequence[Precision] = (),
+    progress: Progress | None = None,
+) -> tuple[Manifest, list[str]]:
+    """Export dense and every plan, each to the runtime and in the precision that its table was measured with.
 
     A runtime without plans of its own, as Core ML where no iPhone was measured, follows those of the first other.
+    `rivals` are precisions in which the dense network is exported too; one that its gate refuses is left out, and
+    told in the lines beside the manifest.
 
     Raises:
         BudgetError: there are no plans.
@@ -41,17 +64,35 @@ def export_run(
     plans = run.plans()
     if not plans:
         raise BudgetError(f"{run.folder} has no plans: run 'maestro-edge plan {run.folder} --budget-ms …'")
-    jobs: list[tuple[Runtime, RankPlan | None]] = []
+    jobs: list[Job] = []
     for runtime in runtimes:
         chosen = [item for item in plans if item.runtime == runtime.name]
         if not chosen:
             chosen = [item for item in plans if item.runtime == plans[0].runtime]
-        jobs += [(runtime, None), *((runtime, item) for item in chosen)]
-    variants = []
+        jobs += [(runtime, "fp32"), *((runtime, rival) for rival in rivals), *((runtime, item) for item in chosen)]
+    variants, log = export_variants(run, jobs, progress)
+    return _save_manifest(run, device, variants), log
+
+
+def export_variants(
+    run: Run, jobs: Sequence[Job], progress: Progress | None = None
+) -> tuple[list[Variant], list[str]]:
+    """Export plans and dense networks; lines for those in int8 that were refused, which no plan asked for."""
+    variants, log = [], []
     for done, (runtime, item) in enumerate(jobs, start=1):
-        variants.append(export_variant(run, runtime, item))
+        try:
+            variants.append(export_variant(run, runtime, item))
+        except ExportError as error:
+            if isinstance(item, RankPlan) or item == "fp32":
+                raise
+            log.append(f"{variant_name(runtime.name, item, DENSE)} is left out: {error}")
         if progress is not None:
-            progress(done, len(jobs), f"exporting {variants[-1].file}")
+            progress(done, len(jobs), f"exported {variants[-1].file}")
+    return variants, log
+
+
+def _save_manifest(run: Run, device: Device, variants: Sequence[Variant]) -> Manifest:
+    """Describe `variants` to apps, in the run's folder."""
     manifest = Manifest(
         device=device.facts(),
         model=run.network.name,
@@ -63,46 +104,61 @@ def export_run(
     return manifest
 
 
-def export_variant(run: Run, runtime: Runtime, item: RankPlan | None) -> Variant:
-    """Export and gate one plan (None: dense) and describe the file; times are not measured yet."""
-    name = f"{runtime.name}-{'dense' if item is None else item.tag}"
+def export_variant(run: Run, runtime: Runtime, item: RankPlan | Precision) -> Variant:
+    """Export and gate one plan, or the dense network in a precision, and describe the file; it is not timed yet.
+
+    In int8 the accuracy is that of the file itself, on at most 2,000 images of a split.
+    """
+    plan = item if isinstance(item, RankPlan) else None
+    precision: Precision = item.precision if isinstance(item, RankPlan) else item
+    ranks: Mapping[str, Rank] = {} if plan is None else plan.ranks
+    name = variant_name(runtime.name, precision, DENSE if plan is None else plan.tag)
     path = run.folder / "files" / f"{name}{runtime.suffix}"
     record = run.folder / "work" / "exports" / f"{name}.json"
-    key = _export_key(run, runtime, item)
+    key = _export_key(run, runtime, precision, None if plan is None else ranks)
     if record.exists() and path.exists():
         done = ExportRecord.load(record)
         if done.key == key and done.variant.sha256 == digest(path):
             return done.variant.model_copy(update=_promised(runtime, item))
-    ranks = {} if item is None else item.ranks
-    model = run.dense if item is None else run.variant(ranks)
+    model = run.dense if plan is None else run.variant(ranks)
     samples = run.data.normalise(run.data.validation.inputs[:_GATE_SAMPLES])
-    agreement: Agreement = export(model, samples, path, runtime)
+    calibration = run.calibration() if precision == "int8-static" else None
+    agreement = export(model, samples, path, runtime, precision=precision, calibration=calibration)
+    accuracies = []
+    for split in (run.data.test, run.data.validation):
+        if precision == "fp32":
+            accuracies.append(run.score(model, split).top1)
+        else:
+            inputs, targets = split.inputs[:_FILE_IMAGES], split.targets[:_FILE_IMAGES]
+            found = runtime.predict(path, run.data.normalise(inputs).numpy()).argmax(-1)
+            accuracies.append(float((found == targets.numpy()).mean()))
     variant = Variant(
         name=name,
         runtime=runtime.name,
         runtime_version=runtime.version,
-        precision="fp32",
+        precision=precision,
         file=path.name,
         sha256=digest(path),
         size_bytes=size_bytes(path),
         budget_ms=None,
         predicted_ms=None,
         measured_ms=None,
-        accuracy=run.score(model, run.data.test).top1,
+        accuracy=accuracies[0],
+        validation_accuracy=accuracies[1],
         max_abs_error=agreement.max_abs_error,
         sqnr_db=agreement.sqnr_db,
         top1_agreement=agreement.top1_agreement,
         params=sum(parameter.numel() for parameter in model.parameters()),
         macs=run.network.macs(ranks),
-        ranks={layer.name: ranks.get(layer.name, "dense") for layer in run.network.ordered},
+        ranks={layer.name: ranks.get(layer.name, DENSE) for layer in run.network.ordered},
     )
     ExportRecord(key=key, variant=variant).save(record)
     return variant.model_copy(update=_promised(runtime, item))
 
 
-def _promised(runtime: Runtime, item: RankPlan | None) -> dict[str, object]:
+def _promised(runtime: Runtime, item: RankPlan | Precision) -> dict[str, object]:
     """What of a variant may change while its file stays."""
-    if item is None:
+    if not isinstance(item, RankPlan):
         return {}
     return {
         "budget_ms": item.budget_ms,
@@ -112,10 +168,11 @@ def _promised(runtime: Runtime, item: RankPlan | None) -> dict[str, object]:
     }
 
 
-def _export_key(run: Run, runtime: Runtime, item: RankPlan | None) -> str:
-    """Weights, ranks and runtime: what a file's content depends on."""
+def _export_key(run: Run, runtime: Runtime, precision: Precision, ranks: Mapping[str, Rank] | None) -> str:
+    """Weights, ranks, precision and runtime: what a file's content depends on; no ranks are the dense rival's."""
     checkpoints = [name for name in ("dense", "ordered") if (run.folder / name / "checkpoint.json").exists()]
     weights = [load_checkpoint(run.folder / name)[0].sha256 for name in checkpoints]
-    ranks = None if item is None else item.ranks
-    content = json.dumps([weights, ranks, runtime.name, runtime.version], sort_keys=True)
+    content = json.dumps(
+        [weights, None if ranks is None else dict(ranks), precision, runtime.name, runtime.version], sort_keys=True
+    )
     return hashlib.sha256(content.encode()).hexdigest()
