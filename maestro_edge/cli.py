@@ -6,7 +6,7 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from maestro_edge.recipes.run import Progress, Run
     from maestro_edge.training import Score, TrainSettings
-    from maestro_edge.values import Budget, LatencyTable, Network, Quantity
+    from maestro_edge.values import Budget, LatencyTable, Network, Precision, Quantity
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -68,10 +68,11 @@ BudgetMemory = Annotated[str | None, typer.Option(help="Peak memory of the proce
 BudgetMmacs = Annotated[str | None, typer.Option(help="Multiply-accumulates of a run, in 1e6; for every plan.")]
 BudgetParams = Annotated[str | None, typer.Option(help="Parameters; for every plan.")]
 BudgetMj = Annotated[str | None, typer.Option(help="Millijoules of a run, where the table has them.")]
-Int8 = Literal["int8-dynamic", "int8-static"]
 Precisions = Annotated[
-    list[Literal["fp32", "int8-dynamic", "int8-static"]] | None,
-    typer.Option("--precision", help="Of tables and plans; repeat it to have plans in each. [default: fp32]"),
+    list[str] | None,
+    typer.Option(
+        "--precision", help="fp32, int8-dynamic or int8-static; repeat it to have plans in each. [default: fp32]"
+    ),
 ]
 Rounds = Annotated[int, typer.Option(min=1, max=5, help="Measurements at most; with 1 nothing is planned again.")]
 Seed = Annotated[int, typer.Option(help="Seeds data split, weights and sampling.")]
@@ -80,7 +81,6 @@ DenseEpochs = Annotated[int | None, typer.Option("--dense-epochs", min=1, help="
 
 _DEFAULT_MODEL = "maestro_edge.recipes.models:resnet8"
 _TIMED = ("executorch", "litert")
-_FP32: list[Literal["fp32", "int8-dynamic", "int8-static"]] = ["fp32"]
 _CLAIM_S = 600.0
 """How long a device that another session measures on is waited for."""
 
@@ -653,12 +653,13 @@ def plan(
     from maestro_edge.recipes.steps import load_runtimes, load_table, plan_run, sensitivity_of
     from maestro_edge.terminal import plan_table
 
+    precisions = _precisions(precision)
     runtimes, opened = load_runtimes(runtime or _TIMED), open_run(run, model=model)
     with _device(device, alone=False) as connected:
         tables = [
             load_table(opened, item, connected, profiles=profiles, threads=threads, precision=each)
             for item in runtimes
-            for each in precision or _FP32
+            for each in precisions
         ]
     with _steps() as step:
         sensitivity = sensitivity_of(opened, tables, progress=step("sensitivity"))
@@ -678,7 +679,8 @@ def export(
         list[str] | None, typer.Option("--runtime", help="executorch, litert or coreml; default all.")
     ] = None,
     rival: Annotated[
-        list[Int8] | None, typer.Option(help="Also export the dense network in this precision; repeat it.")
+        list[str] | None,
+        typer.Option(help="Also export the dense network in this precision, such as int8-static; repeat it."),
     ] = None,
     device: DeviceName = "local",
     model: OwnModel = None,
@@ -689,9 +691,10 @@ def export(
     from maestro_edge.recipes.variants import export_run
     from maestro_edge.terminal import variants_table
 
+    rivals = _precisions(rival, ())
     runtimes, opened = load_runtimes(runtime or (*_TIMED, "coreml")), open_run(run, model=model)
     with _steps() as step, _device(device, alone=False) as connected:
-        manifest, log = export_run(opened, connected, runtimes, rivals=rival or (), progress=step("export"))
+        manifest, log = export_run(opened, connected, runtimes, rivals=rivals, progress=step("export"))
     for line in log:
         _console().print(line)
     _console().print(variants_table(manifest))
@@ -749,6 +752,7 @@ def deploy(
     from maestro_edge.recipes.steps import clear_plans, load_runtimes, plan_run, sensitivity_of
     from maestro_edge.recipes.variants import export_run
 
+    precisions = _precisions(precision)
     runtimes, opened = load_runtimes(runtime or _TIMED), open_run(run, model=model)
     protocol = _protocol(threads)
     log: list[str] = []
@@ -764,7 +768,7 @@ def deploy(
                 progress=step(f"{item.name} {each}"),
             )
             for item in runtimes
-            for each in precision or _FP32
+            for each in precisions
         ]
         sensitivity = sensitivity_of(opened, tables, progress=step("sensitivity"))
         clear_plans(opened)
@@ -798,6 +802,7 @@ def sweep(
     from maestro_edge.terminal import front_table
 
     require_report()
+    precisions = _precisions(precision)
     runtimes, opened = load_runtimes(runtime or _TIMED), open_run(run, model=model)
     opened.require_images("sweep")
     protocol = _protocol(threads)
@@ -806,7 +811,7 @@ def sweep(
         tables = {
             item.name: [
                 table_of(opened, item, connected, precision=each, progress=step(f"{item.name} {each}"), **given)
-                for each in precision or _FP32
+                for each in precisions
             ]
             for item in runtimes
         }
@@ -928,6 +933,18 @@ def _plan_budgets(ms: list[str] | None, *others: str | None) -> list[tuple[Budge
     if not ms and not common:
         _fail("no budget: give --budget-ms, or another --budget-… of 'maestro-edge plan --help'")
     return [(Budget(quantity="ms", limit=limit), *common) for limit in _budgets(ms)] or [common]
+
+
+def _precisions(given: list[str] | None, default: Sequence[Precision] = ("fp32",)) -> Sequence[Precision]:
+    from typing import get_args
+
+    from maestro_edge.values import Precision
+
+    known: dict[str, Precision] = {name: name for name in get_args(Precision)}
+    unknown = [name for name in given or () if name not in known]
+    if unknown:
+        _fail(f"no precision {unknown[0]!r}: choose {', '.join(known)}")
+    return [known[name] for name in given] if given else default
 
 
 def _epochs(settings: Any, epochs: int | None) -> Any:
