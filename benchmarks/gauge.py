@@ -31,7 +31,7 @@ from maestro_edge.ordered.gauge import Gauge
 from maestro_edge.runtimes import Runtime, load
 from maestro_edge.runtimes.probe import probe_module
 from maestro_edge.runtimes.runner import LOADERS, load_one
-from maestro_edge.values import DENSE, LayerSpec, Timing, write_atomically
+from maestro_edge.values import DENSE, LayerSpec, Rank, Timing, write_atomically
 
 ROUNDS, RUNS = 40, 8
 
@@ -67,7 +67,7 @@ class Ordered(nn.Module):
 
     def __init__(self, probe: nn.Module, outputs: int) -> None:
         super().__init__()
-        first, second = list(probe.children())[0].children()
+        first, second = next(iter(probe.children())).children()
         self.gauge = Gauge(first, second, order=torch.randperm(outputs))
         self.behind = nn.Sequential(*list(probe.children())[1:])
 
@@ -78,7 +78,12 @@ class Ordered(nn.Module):
 
 def files(spec: LayerSpec, rank: int, runtime: Runtime, folder: Path) -> Iterator[tuple[str, Path]]:
     """The forms of one layer and their files."""
-    for form, keyed, at in (("dense", spec, DENSE), ("pair", spec, rank), ("gauge", spec.gauged, rank)):
+    forms: tuple[tuple[str, LayerSpec, Rank], ...] = (
+        ("dense", spec, DENSE),
+        ("pair", spec, rank),
+        ("gauge", spec.gauged, rank),
+    )
+    for form, keyed, at in forms:
         path = folder / f"{form}{runtime.suffix}"
         runtime.write_probe(keyed, at, path)
         yield form, path

@@ -598,6 +598,12 @@ class LatencyTable(Saved):
                 f"{self.title} has no row for {spec} at rank {rank}: profile the model first"
             ) from None
 
+    def gauge_ranks(self, spec: LayerSpec) -> tuple[int, ...]:
+        """The ranks at which the gauge form of a spec was measured, ascending; none where it has no such form."""
+        if not spec.has_gauge:
+            return ()
+        return tuple(rank for rank in self.ranks(spec.gauged) if rank != DENSE)
+
     def ranks(self, spec: LayerSpec) -> tuple[Rank, ...]:
         """The ranks measured for a spec, ascending, dense last."""
         found = [row.rank for row in self.rows if row.spec == spec]

@@ -215,6 +215,7 @@ def profile_run(
     protocol: MeasuringProtocol,
     precision: Precision = "fp32",
     emulated: bool = False,
+    gauge: bool = False,
     progress: Progress | None = None,
 ) -> LatencyTable:
     """Measure the run's model on a device, and write the table to `profiles`."""
@@ -228,6 +229,7 @@ def profile_run(
         precision=precision,
         protocol=protocol,
         emulated=emulated,
+        gauge=gauge,
         progress=progress,
     )
     return table.save_over(profiles)
@@ -334,7 +336,8 @@ def plan_run(
     run: Run, table: LatencyTable, sensitivity: Sensitivity, budgets_ms: Iterable[float]
 ) -> list[RankPlan]:
     """Plan every budget on a table, then save all plans; none is saved when one cannot be made."""
-    made = [plan(run.network, table, sensitivity, budget_ms) for budget_ms in budgets_ms]
+    gauge = run.gauge_ranks(table)
+    made = [plan(run.network, table, sensitivity, budget_ms, gauge=gauge) for budget_ms in budgets_ms]
     for item in made:
         item.save(run.folder / "plans" / f"{item.name}.json")
     return made

@@ -89,7 +89,8 @@ def export_variant(run: Run, runtime: Runtime, item: RankPlan | None) -> Variant
         if done.key == key and done.variant.sha256 == digest(path):
             return done.variant
     ranks = {} if item is None else item.ranks
-    model = run.dense if item is None else run.variant(ranks)
+    gauge = () if item is None else item.gauge
+    model = run.dense if item is None else run.variant(ranks, gauge=gauge)
     samples = run.data.normalise(run.data.validation.inputs[:_GATE_SAMPLES])
     agreement: Agreement = export(model, samples, path, runtime)
     timed = item is not None and item.runtime == runtime.name
@@ -109,8 +110,9 @@ def export_variant(run: Run, runtime: Runtime, item: RankPlan | None) -> Variant
         sqnr_db=agreement.sqnr_db,
         top1_agreement=agreement.top1_agreement,
         params=sum(parameter.numel() for parameter in model.parameters()),
-        macs=run.network.macs(ranks),
+        macs=run.network.in_gauge(gauge).macs(ranks),
         ranks={layer.name: ranks.get(layer.name, "dense") for layer in run.network.ordered},
+        gauge=gauge,
         planned_on=None if item is None else f"{item.device}/{item.runtime}-{item.runtime_version}",
     )
     ExportRecord(key=key, variant=variant).save(record)
@@ -207,7 +209,7 @@ def _recalibrated(
     measured = [
         NetworkTiming(
             ranks=variant.ranks,
-            layers_ms=table.layers_ms(run.network, variant.ranks),
+            layers_ms=table.layers_ms(run.network.in_gauge(variant.gauge), variant.ranks),
             timing=timings[variant.name],
         )
         for variant in manifest.variants
@@ -222,11 +224,12 @@ def _replanned(
     """Plan again below the budget by what the measurement was above its prediction, and export."""
     assert variant.measured_ms is not None and variant.budget_ms is not None
     sensitivity = Sensitivity.load(run.folder / "sensitivity.json")
-    over = variant.measured_ms.p50 / table.predict_ms(run.network, variant.ranks)
+    over = variant.measured_ms.p50 / table.predict_ms(run.network.in_gauge(variant.gauge), variant.ranks)
     margin = 1 - min(1.0, 1 / over) * 0.97
     was = f"{variant.name} measured {variant.measured_ms.p50:.3f} ms, over {variant.budget_ms:g} ms"
     try:
-        item = plan(run.network, table, sensitivity, variant.budget_ms, margin=margin)
+        gauge = run.gauge_ranks(table)
+        item = plan(run.network, table, sensitivity, variant.budget_ms, margin=margin, gauge=gauge)
     except BudgetError as error:
         return manifest, f"{was}; it cannot be planned lower: {error}"
     item.save(run.folder / "plans" / f"{item.name}.json")
