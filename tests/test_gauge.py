@@ -20,9 +20,15 @@ from maestro_edge.ordered.gauge import gauged, pivots
 from maestro_edge.planning import plan, reachable_ms
 from maestro_edge.planning.sensitivity import measure_sensitivity
 from maestro_edge.profiling import profile, rank_options
-from maestro_edge.runtimes import export, load
+from maestro_edge.recipes.run import create
+from maestro_edge.recipes.steps import plan_run, profile_run, train_run
+from maestro_edge.recipes.steps import sensitivity_of as sensitivity_of_run
+from maestro_edge.recipes.variants import export_run, verify_run
+from maestro_edge.runtimes import MeasuringProtocol, export, load
+from maestro_edge.training import TrainSettings
 from maestro_edge.values import DENSE, LatencyRow, LatencyTable, LayerSpec, RankPlan, Sensitivity, Timing
 from tests.conftest import REST_MS, FakeRuntime, TinyNet, layer_ms
+from tests.test_run import small
 
 
 def every(name: str, module: nn.Module) -> bool:
@@ -458,6 +464,41 @@ def test_a_plan_takes_the_form_only_where_it_is_allowed(tmp_path: Path) -> None:
     assert (made.gauge, made.ranks["0"]) == (("0",), 48)
     with pytest.raises(BudgetError, match="below the fastest plan"):
         plan(network, table, losses, tight_ms, margin=0.0)
+
+
+def perceptron(channels: int, classes: int) -> nn.Module:
+    """(N, 1, 32, 32) → (N, 10), for a run."""
+    return nn.Sequential(
+        nn.AvgPool2d(4),
+        nn.Flatten(),
+        nn.Linear(64, 192),
+        nn.ReLU(),
+        nn.Linear(192, 192),
+        nn.ReLU(),
+        nn.Linear(192, classes),
+    )
+
+
+def test_a_run_exports_what_its_plan_says(tmp_path: Path) -> None:
+    """Profiled with the form, planned, exported, verified: the file's MACs and times are those of the form."""
+    run = create(tmp_path / "run", data="digits", model="tests.test_gauge:perceptron")
+    run.__dict__["data"] = small(run.data)
+    train_run(run, dense=None, nested=TrainSettings(epochs=1, batch_size=32, bf16=False))
+    runtime, device, protocol = FakeRuntime(), LocalDevice(), MeasuringProtocol(pause_s=0)
+    tables = tmp_path / "profiles"
+    table = profile_run(run, runtime, device, profiles=tables, protocol=protocol, gauge=True)
+    tight_ms = table.predict_ms(run.network.in_gauge(["4"]), {"4": 144}) / 0.979
+
+    (made,) = plan_run(run, table, sensitivity_of_run(run, [table]), [tight_ms])
+    export_run(run, device, [runtime])
+    manifest, notes = verify_run(run, runtime, device, profiles=tables, protocol=protocol)
+
+    variant = manifest.variants[1]
+    assert variant.gauge == made.gauge != ()
+    assert (variant.macs, variant.params) == (made.totals().macs, made.totals().params)
+    assert variant.measured_ms is not None
+    assert variant.measured_ms.p50 == pytest.approx(made.predicted_ms, rel=1e-3)
+    assert notes == []
 
 
 def test_ordered_layers_of_a_gauge_cut_are_gone() -> None:
