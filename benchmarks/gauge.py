@@ -1,13 +1,15 @@
 """What the gauge form of a layer takes beside the pair and the dense layer, on this machine.
 
-    python -m benchmarks.gauge [--runtimes executorch litert]
+    python -m benchmarks.gauge [--runtimes executorch litert] [--parts layers networks]
 
-Writes results/gauge.json beside this file. Single layers are exported through the runtimes' own probes at several
-ranks and run interleaved in random order on one thread. Times are of the thread's processor, in microseconds, so
-that other programs count little; the spread is the interquartile range over the median. `gauge` is the form whose
-outputs need no order; `ordered` has an index_select behind the concat (measured of Linears: of a convolution in
-channels_last, ExecuTorch does not run it, and LiteRT's converter adds two transposes). `saved` is what gauge saves
-of the faster of dense and pair: the median over the rounds, each of which meets one condition of the machine.
+Writes results/gauge.json beside this file; a part that is not run stays as it was there. Single layers are
+exported through the runtimes' own probes at several ranks and run interleaved in random order on one thread.
+Times are of the thread's processor, in microseconds, so that other programs count little; the spread is the
+interquartile range over the median. `gauge` is the form whose outputs need no order; `ordered` has an
+index_select behind the concat (measured of Linears: of a convolution in channels_last, ExecuTorch does not run
+it, and LiteRT's converter adds two transposes). `saved` is what gauge saves of the faster of dense and pair: the
+median over the rounds, each of which meets one condition of the machine. The networks are the feed-forward half
+of an encoder, cut at one rank: dense, as pairs and in gauge form.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from torch import Tensor, nn
 
 from benchmarks.nested_accuracy import RESULTS
 from maestro_edge.devices import LocalDevice
-from maestro_edge.ordered.gauge import Gauge
+from maestro_edge.ordered import Gauge, cut, gauge_ranks, order, ordered_layers, trace
 from maestro_edge.runtimes import Runtime, load
 from maestro_edge.runtimes.probe import probe_module
 from maestro_edge.runtimes.runner import LOADERS, load_one
@@ -124,6 +126,16 @@ def by_round(timing: Timing) -> list[float]:
 def compare(spec: LayerSpec, rank: int, runtime: Runtime, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         timings = times_us(dict(files(spec, rank, runtime, Path(folder))), runtime, seed)
+    return {
+        "runtime": runtime.name,
+        "layer": str(spec),
+        "rank": rank,
+        "macs": {"dense": spec.macs(), "pair": spec.macs(rank), "gauge": spec.gauged.macs(rank)},
+        **compared(timings),
+    }
+
+
+def compared(timings: dict[str, Timing]) -> dict[str, Any]:
     medians = {form: timing.median_ms for form, timing in timings.items()}
     best = min(("dense", "pair"), key=medians.__getitem__)
 
@@ -132,15 +144,58 @@ def compare(spec: LayerSpec, rank: int, runtime: Runtime, seed: int) -> dict[str
         return round(1 - median(own / other for own, other in rounds), 3)
 
     return {
-        "runtime": runtime.name,
-        "layer": str(spec),
-        "rank": rank,
-        "macs": {"dense": spec.macs(), "pair": spec.macs(rank), "gauge": spec.gauged.macs(rank)},
         "median_us": {form: round(us, 1) for form, us in medians.items()},
         "spread": {form: round(timing.spread, 3) for form, timing in timings.items()},
         "best": best,
         "saved": saved("gauge"),
         "saved_ordered": saved("ordered") if "ordered" in medians else None,
+    }
+
+
+class FeedForward(nn.Module):
+    """Residual blocks of two Linears with a GELU, (N, tokens, width) → the same."""
+
+    def __init__(self, width: int, depth: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+            for _ in range(depth)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+def network(rank: int, runtime: Runtime) -> dict[str, Any]:
+    """Three forms of one network of 384 and 1536 features on 64 tokens, and how far gauge is from the pairs."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 64, 384)
+    model = order(FeedForward(384, 4).eval())
+    ranks = dict.fromkeys(ordered_layers(model), rank)
+    traced = trace(model, (x,))
+    usable = gauge_ranks(model, {name: [rank] for name in ranks})
+    models = {"dense": cut(model, {}), "pair": cut(model, ranks), "gauge": cut(model, ranks, gauge=list(ranks))}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {}
+        for form, made in models.items():
+            paths[form] = Path(folder) / f"{form}{runtime.suffix}"
+            runtime.export(made.eval(), (x,), paths[form])
+        timings = times_us(paths, runtime, seed=0)
+        pair, gauge = (runtime.predict(paths[form], x.numpy()) for form in ("pair", "gauge"))
+    return {
+        "runtime": runtime.name,
+        "rank": rank,
+        "layers": len(ranks),
+        "in_no_need_of_order": sum(map(len, usable.values())),
+        "macs": {
+            "dense": traced.macs({}),
+            "pair": traced.macs(ranks),
+            "gauge": traced.in_gauge(list(ranks)).macs(ranks),
+        },
+        "relative_error": float(abs(gauge - pair).max() / abs(pair).max()),
+        **compared(timings),
     }
 
 
@@ -165,24 +220,30 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runtimes", nargs="+", default=["executorch", "litert"])
+    parser.add_argument("--parts", nargs="+", choices=["layers", "networks"], default=["layers", "networks"])
     parser.add_argument("--output", type=Path, default=RESULTS / "gauge.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     runtimes, device = [load(name) for name in options.runtimes], LocalDevice()
-    rows = []
-    for seed, (spec, ranks) in enumerate(CASES):
+    rows: list[dict[str, Any]] = []
+    for seed, (spec, ranks) in enumerate(CASES if "layers" in options.parts else ()):
         for rank in ranks:
             for runtime in runtimes:
                 rows.append(compare(spec, rank, runtime, seed))
                 print(*(rows[-1][name] for name in ("runtime", "layer", "rank", "median_us", "saved")), flush=True)
+    old = json.loads(options.output.read_text()) if options.output.exists() else {}
+    parts = {name: old.get(name) for name in ("summary", "rows", "networks")}
+    if "layers" in options.parts:
+        parts |= {"summary": summary(rows), "rows": rows}
+    if "networks" in options.parts:
+        parts["networks"] = [network(rank, runtime) for rank in (128, 256, 288) for runtime in runtimes]
     document = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device.facts().model_dump(mode="json"),
         "torch": torch.__version__,
         "versions": {runtime.name: runtime.version for runtime in runtimes},
-        "summary": summary(rows),
-        "rows": rows,
+        **parts,
     }
     device.close()
     write_atomically(options.output, (json.dumps(document, indent=1) + "\n").encode())

@@ -33,7 +33,7 @@ _CHOSEN = 2.0
 
 
 class Gauge(nn.Module):
-    """Two stock layers whose outputs, side by side, are those of one: (N, ..., m) of Linears, (N, m, ...) else.
+    """Two stock layers whose outputs, side by side, are those of one: (..., m), (..., m, L) or (..., m, H, W).
 
     The r of the first stand `ahead` of the others or behind them; then output channel c is taken from where
     `order[c]` says, if there is one.
@@ -46,7 +46,8 @@ class Gauge(nn.Module):
     ) -> None:
         super().__init__()
         self.first, self.second, self.ahead = first, second, ahead
-        self.dim = -1 if isinstance(second, nn.Linear) else 1
+        sizes = len(second.kernel_size) if isinstance(second, nn.Conv1d | nn.Conv2d) else 0
+        self.dim = -1 - sizes
         self.register_buffer("order", order)
 
     def forward(self, x: Tensor) -> Tensor:
