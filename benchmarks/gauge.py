@@ -10,7 +10,7 @@ index_select behind the concat (measured of Linears: of a convolution in channel
 it, and LiteRT's converter adds two transposes). `saved` is what gauge saves of the faster of dense and pair: the
 median over the rounds, each of which meets one condition of the machine. The networks are the feed-forward half
 of an encoder, cut at one rank: dense, as pairs and in gauge form. The committed results were taken beside two
-trainings on the same two cores: single times drift with them, the ratios of interleaved forms do not.
+trainings on the same two cores: times drift with them, the ratios of interleaved forms are good to some 5 %.
 """
 
 from __future__ import annotations

@@ -10,11 +10,12 @@ XNNPACK does not take an index_select: it costs more than the form saves (benchm
 first r or the last r where the others' coefficients in them stay below `_JOINED`; where not, they are chosen
 freely, at that cost.
 
-Measured on a 2-core AMD EPYC (benchmarks/results/gauge.json): faster than both the pair and the dense layer by 3 % or
-more in 31 of 46 cases on ExecuTorch and on LiteRT alike, by 10 % in the middle and 17 % and 22 % at most, around the
-pair's break-even and above it; slower than the pair at low ranks of narrow layers (64 to 256 channels at rank 16:
-19 % and 36 %). With an index_select it wins in 1 and 9 of 28. Encoders' feed-forward blocks gain 3 % at a rank of a
-third of the width, and 9 % to 13 % at two thirds and above.
+Measured on a 2-core AMD EPYC that was busy otherwise (benchmarks/results/gauge.json; single ratios are good to
+some 5 %): of 46 layers and ranks, the form was 3 % or more faster than both the pair and the dense layer in 31 on
+ExecuTorch and in 31 on LiteRT, mostly by 5 % to 14 %, around the pair's break-even and above it, and slower than
+the pair in 5 and 5, at low ranks of narrow layers (1x1, 64 to 256 channels at rank 16: 19 % and 36 %). With an
+index_select it was faster in 1 and 9 of 28. Feed-forward blocks of an encoder, 384 wide, took 3 % less than pairs
+at rank 128 and 9 % to 13 % less at ranks 256 and 288.
 """
 
 from __future__ import annotations
