@@ -549,6 +549,10 @@ def profile(
     emulated: Annotated[
         bool, typer.Option(help="The devices are emulated: mark their tables, and repeat nothing for calm.")
     ] = False,
+    gauge: Annotated[
+        bool,
+        typer.Option("--gauge", help="Also measure layers in gauge form, which plans then choose where faster."),
+    ] = False,
     model: OwnModel = None,
 ) -> None:
     """Measure every distinct layer at its ranks on one or more devices, and write the latency tables."""
@@ -568,7 +572,17 @@ def profile(
             # A thread of its own works on a model of its own: tracing hooks into its modules.
             own = open_run(run, model=model)
             return _profile_on(
-                name, own, runtime, profiles, protocol, precision, check, governor, step, emulated=emulated
+                name,
+                own,
+                runtime,
+                profiles,
+                protocol,
+                precision,
+                check,
+                governor,
+                step,
+                emulated=emulated,
+                gauge=gauge,
             )
 
         for found in [pool.submit(one, name) for name in names]:
@@ -588,6 +602,7 @@ def _profile_on(
     step: Callable[[str], Progress],
     *,
     emulated: bool,
+    gauge: bool,
 ) -> list[str]:
     from maestro_edge.profiling import governor as set_governor
     from maestro_edge.recipes.steps import check_prediction, load_runtimes, profile_run
@@ -604,6 +619,7 @@ def _profile_on(
                 protocol=protocol,
                 precision=precision,
                 emulated=emulated,
+                gauge=gauge,
                 progress=step(title),
             )
             lines.append(_table_line(table, run.network, profiles))

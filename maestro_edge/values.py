@@ -8,7 +8,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from statistics import median, quantiles
@@ -167,7 +167,7 @@ class LayerSpec(Value):
     `input_size` is (H, W) for conv2d, (L,) for conv1d, and the leading sizes without the batch, such as
     (tokens,), for linear and embedding. A conv1d uses the first of each pair; an embedding has as many
     `in_channels` as tokens in its vocabulary. `factors` tells a k x k and a 1 x 1 convolution ("channel") from a
-    k x 1 and a 1 x k one ("spatial").
+    k x 1 and a 1 x k one ("spatial"), and from two side by side whose first leaves r of the outputs ("gauge").
     """
 
     kind: Literal["linear", "conv2d", "conv1d", "embedding"]
@@ -182,7 +182,27 @@ class LayerSpec(Value):
     activation: Literal["none", "relu"] = "none"
     input_size: tuple[PositiveInt, ...] = ()
     batch: PositiveInt = 1
-    factors: Literal["channel", "spatial"] = "channel"
+    factors: Literal["channel", "spatial", "gauge"] = "channel"
+
+    @model_validator(mode="after")
+    def _has_factors(self) -> Self:
+        if self.factors == "gauge" and not self.has_gauge:
+            raise ValueError("only a linear layer, and a convolution of one group, has a gauge form")
+        return self
+
+    @property
+    def has_gauge(self) -> bool:
+        """Whether it may be two layers side by side: see `ordered.gauge`."""
+        return self.kind != "embedding" and self.groups == 1 and self.factors != "spatial"
+
+    @property
+    def gauged(self) -> LayerSpec:
+        """The same layer in gauge form: a table's rows of it are those of this spec.
+
+        Raises:
+            ValidationError: it has none.
+        """
+        return LayerSpec.model_validate(self.model_dump() | {"factors": "gauge"})
 
     @property
     def fan_in(self) -> int:
@@ -206,14 +226,24 @@ class LayerSpec(Value):
 
     @property
     def break_even_rank(self) -> float:
-        """The rank at which two thin layers hold as many weights as the dense one: m n / (m + n) of its matrix."""
+        """The rank at which two layers hold as many weights as the dense one: m n / (m + n) of its matrix.
+
+        In gauge form the lesser of m and n.
+        """
+        if self.factors == "gauge":
+            return float(self.full_rank)
         dense, component = self._weights
         return dense / component
 
     def folds(self, rank: Rank) -> bool:
         """Whether the layer is deployed as one: it is dense, or its rank is at or above break-even."""
-        dense, component = self._weights
-        return rank == DENSE or rank * component >= dense
+        dense, _ = self._weights
+        return rank == DENSE or self._factor_weights(rank) >= dense or rank >= self.full_rank
+
+    def _factor_weights(self, rank: int) -> int:
+        """Weights of both layers: r (m + n), less the r x r identity of a gauge form."""
+        saved = rank * rank if self.factors == "gauge" else 0
+        return rank * self._weights[1] - saved
 
     @property
     def output_size(self) -> tuple[int, ...]:
@@ -224,10 +254,14 @@ class LayerSpec(Value):
         return tuple((size + 2 * pad - dil * (k - 1) - 1) // step + 1 for size, k, step, pad, dil in edges)
 
     def parts(self, rank: Rank) -> tuple[LayerSpec, ...]:
-        """The layers that it is deployed as at `rank`: itself when dense, else two."""
+        """The layers that it is deployed as at `rank`: itself when dense, else two.
+
+        In gauge form the second computes the outputs that the first does not; an activation stands behind both.
+        """
         if rank == DENSE:
             return (self.model_copy(update={"factors": "channel"}),)
         first = self._first(rank)
+        alike = self.factors == "gauge"
         # What reads the r channels: 1 wide, or 1 x kw of a spatial pair.
         second: dict[str, object] = {"kind": "linear" if self.kind == "embedding" else self.kind}
         if self.factors == "spatial":
@@ -239,10 +273,10 @@ class LayerSpec(Value):
             {
                 **second,
                 "in_channels": first.out_channels,
-                "out_channels": self.out_channels,
+                "out_channels": self.out_channels - rank if alike else self.out_channels,
                 "groups": self.groups,
                 "bias": self.bias,
-                "activation": self.activation,
+                "activation": "none" if alike else self.activation,
                 "input_size": first.output_size,
                 "batch": self.batch,
             }
@@ -251,6 +285,8 @@ class LayerSpec(Value):
     def _first(self, rank: int) -> LayerSpec:
         """What leaves r channels a group: as wide as the layer, or kh x 1 of a spatial pair."""
         update: dict[str, object] = {"out_channels": self.groups * rank, "bias": False, "activation": "none"}
+        if self.factors == "gauge":
+            update |= {"bias": self.bias, "factors": "channel"}
         if self.factors == "spatial":
             update |= {
                 "kernel": (self.kernel[0], 1),
@@ -263,8 +299,8 @@ class LayerSpec(Value):
 
     def params(self, rank: Rank = DENSE) -> int:
         """Weights and bias of the layer at `rank`."""
-        dense, component = self._weights
-        return (dense if rank == DENSE else rank * component) + (self.out_channels if self.bias else 0)
+        weights = self._weights[0] if rank == DENSE else self._factor_weights(rank)
+        return weights + (self.out_channels if self.bias else 0)
 
     def macs(self, rank: Rank = DENSE) -> int:
         """Multiply-accumulates of one forward pass at `rank`, bias not counted; looking up takes none."""
@@ -280,13 +316,13 @@ class LayerSpec(Value):
 
     def __str__(self) -> str:
         size = "x".join(map(str, self.input_size)) or "1"
+        pair = "" if self.factors == "channel" else f" {self.factors}"
         if self.kind in ("linear", "embedding"):
-            return f"{self.kind} {self.in_channels}→{self.out_channels} on {size}"
+            return f"{self.kind} {self.in_channels}→{self.out_channels}{pair} on {size}"
         sizes = len(self.input_size)
         kernel = "x".join(map(str, self.kernel[:sizes]))
         stride = f" /{self.stride[0]}" if self.stride != (1, 1) else ""
         name = "conv1d" if self.kind == "conv1d" else "conv"
-        pair = " spatial" if self.factors == "spatial" else ""
         groups = f" in {self.groups} groups" if self.groups > 1 else ""
         return f"{name} {kernel} {self.in_channels}→{self.out_channels}{stride}{groups}{pair} on {size}"
 
@@ -310,9 +346,17 @@ class Network(Value):
     def ordered(self) -> tuple[Layer, ...]:
         return tuple(layer for layer in self.layers if layer.ordered)
 
+    def in_gauge(self, names: Collection[str]) -> Network:
+        """The same network with these layers in gauge form; each must be given a rank."""
+        layers = (
+            layer.model_copy(update={"spec": layer.spec.gauged}) if layer.name in names else layer
+            for layer in self.layers
+        )
+        return self.model_copy(update={"layers": tuple(layers)}) if names else self
+
     @cached_property
     def fingerprint(self) -> str:
-        """Changes when a layer, its shape or its order changes; not with the weights."""
+        """Changes when a layer, its shape or its order changes; not with the weights, nor with the gauge form."""
         content = json.dumps([_identity(layer) for layer in self.layers], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
@@ -334,7 +378,7 @@ def _deployed(name: str, spec: LayerSpec, ranks: Mapping[str, Rank]) -> Rank:
 
 def _identity(layer: Layer) -> object:
     content = layer.model_dump(mode="json")
-    if layer.spec.factors == "channel":
+    if layer.spec.factors != "spatial":
         del content["spec"]["factors"]  # tables were calibrated before there was another form
     return content
 
@@ -576,6 +620,12 @@ class LatencyTable(Saved):
                 f"{self.title} has no row for {spec} at rank {rank}: profile the model first"
             ) from None
 
+    def gauge_ranks(self, spec: LayerSpec) -> tuple[int, ...]:
+        """The ranks at which the gauge form of a spec was measured, ascending; none where it has no such form."""
+        if not spec.has_gauge:
+            return ()
+        return tuple(rank for rank in self.ranks(spec.gauged) if rank != DENSE)
+
     def ranks(self, spec: LayerSpec) -> tuple[Rank, ...]:
         """The ranks measured for a spec, ascending, dense last."""
         found = [row.rank for row in self.rows if row.spec == spec]
@@ -736,7 +786,7 @@ class Promise(Value):
 
 
 class LayerPlan(Value):
-    """What a plan chose for one layer."""
+    """What a plan chose for one layer; `spec` tells its form."""
 
     name: str
     spec: LayerSpec
@@ -795,6 +845,11 @@ class RankPlan(Saved):
     def tag(self) -> str:
         """Its budgets, short."""
         return "-".join(budget.tag for budget in self.budgets)
+
+    @property
+    def gauge(self) -> tuple[str, ...]:
+        """Names of the layers in gauge form."""
+        return tuple(layer.name for layer in self.layers if layer.spec.factors == "gauge")
 
     @property
     def name(self) -> str:
@@ -893,6 +948,7 @@ class Variant(Value):
     params: PositiveInt
     macs: PositiveInt
     ranks: dict[str, Rank]
+    gauge: tuple[str, ...] = Field(default=(), description="layers in gauge form")
     planned_on: str | None = Field(default=None, description="device/runtime of the table that chose the ranks")
 
     @property

@@ -28,7 +28,7 @@ from maestro_edge.profiling import (
 )
 from maestro_edge.profiling.edges import find_step
 from maestro_edge.profiling.matching import assign, averaged
-from maestro_edge.profiling.measuring import Measured, pooled
+from maestro_edge.profiling.measuring import PROBES_A_RUN, Measured, pooled
 from maestro_edge.profiling.options import uniform_ranks
 from maestro_edge.runtimes import MeasuringProtocol, Operator
 from maestro_edge.runtimes.protocol import measuring_job
@@ -121,6 +121,20 @@ class Failing(FakeRuntime):
         if self.left < 0:
             raise KeyboardInterrupt
         return super().measure(device, paths, protocol)
+
+
+def test_a_profile_of_many_layers_goes_on_with_those_that_are_left(tmp_path: Path) -> None:
+    """More than are loaded together: the finished run of the first ones is not taken for one of the others."""
+    layers = [(nn.Linear(64, width), nn.Linear(width, 64)) for width in range(66, 84, 2)]
+    model, example = order(nn.Sequential(*(each for two in layers for each in two)).eval()), (torch.zeros(1, 64),)
+    with pytest.raises(KeyboardInterrupt):
+        profile(model, example, Failing(at=2), LocalDevice(), folder=tmp_path)
+
+    table = profile(model, example, FakeRuntime(), LocalDevice(), folder=tmp_path)
+
+    whole = profile(model, example, FakeRuntime(), LocalDevice(), folder=tmp_path / "fresh")
+    assert len(whole.rows) > PROBES_A_RUN
+    assert {(r.spec, r.rank, r.ms) for r in table.rows} == {(r.spec, r.rank, r.ms) for r in whole.rows}
 
 
 def test_an_interrupted_profile_goes_on_where_it_stopped(ordered: nn.Module, tmp_path: Path) -> None:

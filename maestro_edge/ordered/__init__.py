@@ -9,6 +9,7 @@ from maestro_edge.ordered.conversion import (
     ordered_layers,
     use_ranks,
 )
+from maestro_edge.ordered.gauge import Gauge, gauge_layers, gauge_ranks
 from maestro_edge.ordered.layers import (
     Ordered,
     OrderedConv1d,
@@ -22,6 +23,7 @@ from maestro_edge.ordered.tracing import trace
 
 __all__ = [
     "Choice",
+    "Gauge",
     "Ordered",
     "OrderedConv1d",
     "OrderedConv2d",
@@ -32,6 +34,8 @@ __all__ = [
     "cut",
     "evaluating",
     "explain",
+    "gauge_layers",
+    "gauge_ranks",
     "order",
     "ordered_layers",
     "trace",

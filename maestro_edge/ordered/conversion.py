@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -13,6 +13,7 @@ from maestro_edge.errors import ModelError
 from maestro_edge.ordered.attention import separate
 from maestro_edge.ordered.choices import Choice, Where, attentions_of, explain
 from maestro_edge.ordered.dense import matrices, spatial_matrix
+from maestro_edge.ordered.gauge import gauged, has_gauge
 from maestro_edge.ordered.layers import (
     Ordered,
     OrderedConv1d,
@@ -108,26 +109,33 @@ def _ordered(layer: nn.Module, moment: Tensor | None) -> Ordered:
     return OrderedEmbedding(layer, u, v) if isinstance(layer, nn.Embedding) else OrderedLinear(layer, u, v)
 
 
-def cut(model: nn.Module, ranks: Mapping[str, Rank]) -> nn.Module:
+def cut(model: nn.Module, ranks: Mapping[str, Rank], *, gauge: Collection[str] = ()) -> nn.Module:
     """A copy that holds only stock torch layers: each ordered layer at its rank, or folded to one dense layer.
 
     A layer that is not named, is "dense", or has a rank at or above break-even m n / (m + n) becomes one
-    layer; below, it becomes two thin ones. BatchNorm statistics are those of the uncut network: recalibrate.
-    Attention that order() separated stays separate: a module around stock Linears.
+    layer; below, it becomes two thin ones. One named in `gauge` becomes two layers side by side at every rank
+    below m and n (ordered/gauge.py); it must be a Linear, or a convolution of one group, with a rank.
+    BatchNorm statistics are those of the uncut network: recalibrate. Attention that order() separated stays
+    separate: a module around stock Linears.
 
     Raises:
-        ModelError: a name is not an ordered layer, or a rank is not between 1 and the layer's.
+        ModelError: a name is not an ordered layer, a rank is not between 1 and the layer's, or a layer has no
+            gauge form.
     """
     layers = ordered_layers(model)
     check_ranks(layers, ranks)
+    _check_gauge(layers, ranks, gauge)
     copied = _copied(model)
     for name in layers:
         layer = copied.get_submodule(name)
         assert isinstance(layer, Ordered)
         rank = ranks.get(name, DENSE)
         components = layer.rank if rank == DENSE else rank
-        folded = rank == DENSE or layer.above_break_even(components)
-        stock = layer.fold(components) if folded else _asked_as_one(layer.thin(components), layer)
+        if name in gauge:
+            stock: nn.Module = _asked_as_one(gauged(layer.thin(components)), layer)
+        else:
+            folded = rank == DENSE or layer.above_break_even(components)
+            stock = layer.fold(components) if folded else _asked_as_one(layer.thin(components), layer)
         copied = _replace(copied, name, stock.train(layer.training))
     return copied
 
@@ -140,9 +148,23 @@ def _asked_as_one(pair: nn.Module, layer: Ordered) -> nn.Module:
 
     Past nn.Module's own setattr, which would register the first layer's weight a second time.
     """
-    pair.__dict__["weight"] = pair.get_submodule("0").weight
+    pair.__dict__["weight"] = next(pair.children()).weight
     pair.__dict__.update({name: getattr(layer, name) for name in _ASKED if hasattr(layer, name)})
     return pair
+
+
+def _check_gauge(layers: Mapping[str, Ordered], ranks: Mapping[str, Rank], gauge: Collection[str]) -> None:
+    for name in gauge:
+        rank = ranks.get(name, DENSE)
+        if rank == DENSE:
+            raise ModelError(
+                f"layer {name!r} is to be in gauge form but has no rank: name one below its full rank"
+            )
+        if not has_gauge(layers[name], rank):
+            raise ModelError(
+                f"layer {name!r} has no gauge form at rank {rank}: it is of Linears and of convolutions of one "
+                "group, no spatial pair, at ranks below both sides of their matrix"
+            )
 
 
 def check_ranks(layers: Mapping[str, Ordered], ranks: Mapping[str, Rank]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from maestro_edge.errors import BudgetError, TableError
@@ -39,6 +39,7 @@ _OF_TIME = ("ms", "p90_ms")
 Choice = tuple[LayerSpec, Rank]
 Budgets = float | Budget | Sequence[Budget]
 Margin = float | Mapping[Quantity, float]
+GaugeRanks = Mapping[str, Collection[int]]
 
 
 def plan(
@@ -49,6 +50,7 @@ def plan(
     *,
     margin: Margin | None = None,
     exact: bool = False,
+    gauge: GaugeRanks | None = None,
     at_least: Sequence[Mapping[str, Rank]] = (),
     at_most: Sequence[Mapping[str, Rank]] = (),
 ) -> RankPlan:
@@ -56,14 +58,16 @@ def plan(
 
     A number is a budget in milliseconds. `margin` is the share of each budget left free for the error of its
     prediction; where it is not given, that of `default_margin`. The greedy solver chooses, or the `exact` one;
-    either way the plan tells how far from the optimum it is at most. `at_least` and `at_most` bound the rank of
-    every layer by those of smaller and of larger plans.
+    either way the plan tells how far from the optimum it is at most. `gauge` tells at which ranks each layer may
+    take its gauge form (see ordered.gauge_ranks()): where the table has a time for it, below those of the pair and
+    of the dense layer, that is one more option, of equal loss. `at_least` and `at_most` bound the rank of every
+    layer by those of smaller and of larger plans.
 
     Raises:
         BudgetError: a budget is not positive, or out of reach: what can be reached, and what binds, is named.
         TableError: the tables are of another network, hold a time that is none, or not the quantity asked for.
     """
-    problem = _Problem.of(network, table, sensitivity, budgets, margin)
+    problem = _Problem.of(network, table, sensitivity, budgets, margin, gauge)
     if at_least or at_most:
         return problem.plan_between(at_least, at_most, exact=exact)
     return problem.plan(exact=exact)
@@ -77,6 +81,7 @@ def plan_nested(
     *,
     margin: Margin | None = None,
     exact: bool = False,
+    gauge: GaugeRanks | None = None,
 ) -> tuple[RankPlan, ...]:
     """plan() for each of `budgets`, in which no layer's rank is lower where all budgets are larger.
 
@@ -87,7 +92,7 @@ def plan_nested(
         BudgetError: as plan(), or several quantities are bounded in such a way that no nested choice was found.
         TableError: as plan().
     """
-    problems = [_Problem.of(network, table, sensitivity, each, margin) for each in budgets]
+    problems = [_Problem.of(network, table, sensitivity, each, margin, gauge) for each in budgets]
     free = [problem.plan(exact=exact) for problem in problems]
     chains = [_nested(problems, exact, rising=rising) for rising in (True, False)]
     nested = [chain for chain in (free, *chains) if chain is not None and _is_nested(problems, chain)]
@@ -121,6 +126,7 @@ class _Problem:
         sensitivity: Sensitivity,
         budgets: Budgets,
         margin: Margin | None,
+        gauge: GaugeRanks | None,
     ) -> _Problem:
         checked = check_budgets(budgets)
         if sensitivity.network != network.fingerprint:
@@ -136,7 +142,7 @@ class _Problem:
             checked,
             margins,
             tuple(account(budget.quantity, network, table) for budget in checked),
-            {layer.name: _choices(layer, table, sensitivity) for layer in network.ordered},
+            {layer.name: _choices(layer, table, sensitivity, gauge) for layer in network.ordered},
         )
 
     @property
@@ -302,8 +308,11 @@ def _round_up(number: float) -> float:
     return math.ceil(number / step * (1 - 1e-12)) * step
 
 
-def _choices(layer: Layer, table: LatencyTable, sensitivity: Sensitivity) -> list[Choice]:
-    """Ranks with both a time below dense and a loss; dense is always one.
+def _choices(
+    layer: Layer, table: LatencyTable, sensitivity: Sensitivity, gauge: GaugeRanks | None
+) -> list[Choice]:
+    """Ranks with both a time below dense and a loss; dense is always one. The gauge form where it is allowed, has
+    a loss, and is faster than both the pair and dense.
 
     Raises:
         TableError: the layer was not measured dense, or a time is not above 0.
@@ -319,13 +328,21 @@ def _choices(layer: Layer, table: LatencyTable, sensitivity: Sensitivity) -> lis
             )
         if rank == DENSE or (str(rank) in known and ms < dense_ms):
             found.append((layer.spec, rank))
+    allowed = (gauge or {}).get(layer.name, ())
+    for rank in table.gauge_ranks(layer.spec):
+        pair_ms = min((table.row(*choice).ms for choice in found if choice[1] == rank), default=dense_ms)
+        if rank in allowed and str(rank) in known and 0 < table.row(layer.spec.gauged, rank).ms < pair_ms:
+            found.append((layer.spec.gauged, rank))
     return found
 
 
-def reachable_ms(network: Network, table: LatencyTable, sensitivity: Sensitivity) -> float:
+def reachable_ms(
+    network: Network, table: LatencyTable, sensitivity: Sensitivity, *, gauge: GaugeRanks | None = None
+) -> float:
     """Predicted milliseconds of the fastest plan."""
     fastest = (
-        min(table.row(*choice).ms for choice in _choices(layer, table, sensitivity)) for layer in network.ordered
+        min(table.row(*choice).ms for choice in _choices(layer, table, sensitivity, gauge))
+        for layer in network.ordered
     )
     return account("ms", network, table).whole(sum(fastest))
 

@@ -84,7 +84,8 @@ def _measured_ranks(
     found = {}
     for layer in network.ordered:
         timed = (rank for table in tables for rank in table.ranks(layer.spec) if rank != DENSE)
-        asked = {*timed, *ranks.get(layer.name, ())}
+        in_gauge = (rank for table in tables for rank in table.gauge_ranks(layer.spec))
+        asked = {*timed, *in_gauge, *ranks.get(layer.name, ())}
         found[layer.name] = sorted(rank for rank in asked if 1 <= rank <= layers[layer.name].rank)
     return found
 

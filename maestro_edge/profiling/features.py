@@ -61,6 +61,8 @@ def layer_features(spec: LayerSpec, rank: Rank) -> dict[str, float]:
     if len(parts) == 2:
         found |= {"rank": float(parts[0]["out_channels"]), "padded_rank": _padded(parts[0]["out_channels"])}
     found["spatial"] = float(spec.factors == "spatial")
+    if spec.factors == "gauge":
+        found["gauge"] = 1.0
     return _with_intensity(found)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from maestro_edge.values import DENSE, LayerSpec, Network, Rank
 
 __all__ = [
     "Key",
     "calibrating_ranks",
+    "gauge_rows",
     "layer_options",
     "random_ranks",
     "rank_options",
@@ -56,6 +57,16 @@ def random_ranks(options: Options, count: int, *, seed: int) -> list[dict[str, R
 def layer_options(network: Network, ranks: Mapping[str, int], *, step: int) -> dict[str, tuple[int, ...]]:
     """The ranks to measure of each ordered layer that has `ranks[name]` components."""
     return {layer.name: rank_options(layer.spec, step=step, rank=ranks[layer.name]) for layer in network.ordered}
+
+
+def gauge_rows(network: Network, names: Collection[str], ranks: Mapping[str, int], *, step: int) -> set[Key]:
+    """The distinct specs of the layers `names` in gauge form, at ranks on the runtime's steps below full rank."""
+    return {
+        (layer.spec.gauged, rank)
+        for layer in network.ordered
+        if layer.name in names
+        for rank in rank_options(layer.spec.gauged, step=step, rank=ranks[layer.name])
+    }
 
 
 def wanted_rows(network: Network, options: Options) -> set[Key]:

@@ -16,8 +16,8 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from maestro_edge.devices import Device
-from maestro_edge.errors import RunnerError
-from maestro_edge.ordered import cut, ordered_layers, trace
+from maestro_edge.errors import ExportError, RunnerError
+from maestro_edge.ordered import cut, gauge_layers, ordered_layers, trace
 from maestro_edge.profiling.calibration import calibrated
 from maestro_edge.profiling.edges import find_step, widest
 from maestro_edge.profiling.matching import assign, averaged
@@ -33,6 +33,7 @@ from maestro_edge.profiling.measuring import (
 from maestro_edge.profiling.options import (
     Key,
     calibrating_ranks,
+    gauge_rows,
     layer_options,
     random_ranks,
     uniform_ranks,
@@ -57,6 +58,8 @@ Ranks = dict[str, Rank]
 
 _ALONE = 3
 """Mixed networks that are also run alone; each takes a start of the runtime."""
+_LEAST_MS = 1e-6
+"""A row is above zero, whatever the noise of a difference."""
 _EXPORTS = threading.Lock()
 _DENSE = "{}"
 """Name of the dense network, the control of every run: see `_name`."""
@@ -73,20 +76,28 @@ def profile(
     precision: Precision = "fp32",
     protocol: MeasuringProtocol | None = None,
     emulated: bool = False,
+    gauge: bool = False,
     progress: Progress | None = None,
 ) -> LatencyTable:
     """Measure every distinct LayerSpec of an ordered model at its ranks and dense, and fit whole networks.
 
     All files are exported in one `precision`. Where the runtime tells operator times, rows are taken inside whole
     networks; elsewhere each is a probe of its own. `folder` keeps exported files and finished runs: an interrupted
-    profile goes on there. The table of an `emulated` device says so.
+    profile goes on there. The table of an `emulated` device says so. With `gauge` it also has the gauge form of
+    each layer that may take it, always by probes: what one takes more or less than the dense layer's probe beside
+    it is added to the dense layer's row.
 
     Raises:
         DeviceError: the device or the runtime failed.
-        ExportError: the model cannot be exported.
+        ExportError: the model cannot be exported, or gauge forms are asked for in int8.
     """
     protocol = protocol or MeasuringProtocol()
-    table = _Session(model, inputs, runtime, device, folder, name, precision, protocol, progress).run()
+    if gauge and precision != "fp32":
+        raise ExportError(f"gauge forms are measured in fp32, not {precision}: profile them apart")
+    session = _Session(model, inputs, runtime, device, folder, name, precision, protocol, progress)
+    if gauge:
+        session.gauge = gauge_layers(model, inputs)
+    table = session.run()
     return table.model_copy(update={"source": "emulated"}) if emulated else table
 
 
@@ -137,6 +148,7 @@ class _Session:
         self.network = trace(model, inputs, name=name)
         self.ranks = {layer: module.rank for layer, module in ordered_layers(model).items()}
         self.options: Mapping[str, tuple[int, ...]] = {}
+        self.gauge: tuple[str, ...] = ()
         self.rank_step: int | None = None
         self.done = self.total = 0
         self.runtime_version = runtime.version_on(device)
@@ -158,13 +170,16 @@ class _Session:
         uniform = uniform_ranks(self.options)
         sets = calibrating_ranks(self.options, traced=traced, seed=self.protocol.seed)
         probing = 0 if traced else math.ceil(len(self._wanted()) / PROBES_A_RUN)
-        self.total = self.done + len(sets) + max(1, probing) + 1
+        probing_gauge = math.ceil(2 * len(self._gauge_keys()) / PROBES_A_RUN)
+        self.total = self.done + len(sets) + max(1, probing) + probing_gauge + 1
         paths = self.export_networks(sets)
         rows = self._finished()
-        if set(rows) < self._wanted():
+        if not self._wanted() <= set(rows):
             found = self._rows_in_model(uniform, paths)
-            rows = self._rows_by_probe(rows, paths[_DENSE]) if found is None else found
+            rows = self._rows_by_probe(rows, paths[_DENSE]) if found is None else rows | found
             self._note(rows)
+        if not self._gauge_keys() <= set(rows):
+            rows = self._with_gauge(rows, paths[_DENSE])
         table = self._table(rows)
         networks = self._with_alone(self.whole(sets, paths, table), paths)
         try:
@@ -299,18 +314,45 @@ class _Session:
     def _rows_by_probe(self, rows: dict[Key, LatencyRow], dense: Path) -> dict[Key, LatencyRow]:
         missing = sorted(self._wanted() - set(rows), key=str)
         for start in range(0, len(missing), PROBES_A_RUN):
-            files, keys = {}, {}
-            for index, (spec, rank) in enumerate(missing[start : start + PROBES_A_RUN], start=start):
-                path = self.folder / f"probe-{index}{self.runtime.suffix}"
-                self.runtime.write_probe(spec, rank, path, self.precision)
-                files[path.stem], keys[path.stem] = path, (spec, rank)
-            with_control = {**files, _DENSE: dense}
-            timings = self._measure(with_control, f"probes-{start}")
-            rows |= {key: _row(key, "probe", timings[name]) for name, key in keys.items()}
+            timings = self._probed(missing[start : start + PROBES_A_RUN], dense)
+            rows |= {key: _row(key, "probe", timing) for key, timing in timings.items()}
             self._note(rows)
-            self._step("measuring layers")
-            for path in files.values():
-                path.unlink()
+        return rows
+
+    def _probed(self, keys: Sequence[Key], dense: Path) -> dict[Key, Timing]:
+        """Times of one-layer files, interleaved in one run; the journal knows it again by what is measured."""
+        stage = f"probes-{_digest([[spec.model_dump(mode='json'), rank] for spec, rank in keys])}"
+        files, named = {}, {}
+        for index, (spec, rank) in enumerate(keys):
+            path = self.folder / f"probe-{index}{self.runtime.suffix}"
+            self.runtime.write_probe(spec, rank, path, self.precision)
+            files[path.stem], named[path.stem] = path, (spec, rank)
+        timings = self._measure({**files, _DENSE: dense}, stage)
+        self._step("measuring layers")
+        for path in files.values():
+            path.unlink()
+        return {key: timings[name] for name, key in named.items()}
+
+    def _gauge_keys(self) -> set[Key]:
+        step = self.rank_step or self.runtime.rank_step
+        return gauge_rows(self.network, self.gauge, self.ranks, step=step)
+
+    def _with_gauge(self, rows: dict[Key, LatencyRow], dense: Path) -> dict[Key, LatencyRow]:
+        """With the rows of gauge forms, which no operator times tell: a concat's kernel is no layer's.
+
+        Beside each form its dense layer is probed: both feed and read the same tensors, and the difference is what
+        the form changes in a network.
+        """
+        missing = sorted(self._gauge_keys() - set(rows), key=str)
+        for start in range(0, len(missing), PROBES_A_RUN // 2):
+            keys = missing[start : start + PROBES_A_RUN // 2]
+            plain: dict[Key, Key] = {key: (key[0].parts(DENSE)[0], DENSE) for key in keys}
+            timings = self._probed(sorted({*keys, *plain.values()}, key=str), dense)
+            for key in keys:
+                shift_ms = rows[plain[key]].ms - timings[plain[key]].median_ms
+                samples = [max(_LEAST_MS, ms + shift_ms) for ms in timings[key].samples_ms]
+                rows[key] = _row(key, "probe", Timing.of(samples, disturbed=timings[key].disturbed))
+            self._note(rows)
         return rows
 
     def _note(self, rows: Mapping[Key, LatencyRow]) -> None:
@@ -321,7 +363,8 @@ class _Session:
             rows = _ROWS.validate_json(self.rows_path.read_bytes())
         except (OSError, ValueError):
             return {}  # nothing measured yet, or nothing that can be read: measure it again
-        return {(row.spec, row.rank): row for row in rows if (row.spec, row.rank) in self._wanted()}
+        wanted = self._wanted() | self._gauge_keys()
+        return {(row.spec, row.rank): row for row in rows if (row.spec, row.rank) in wanted}
 
     def _table(self, rows: Mapping[Key, LatencyRow]) -> LatencyTable:
         return LatencyTable(

@@ -186,10 +186,11 @@ def _recalibrated(
     measured = [
         NetworkTiming(
             ranks=variant.ranks,
-            layers_ms=table.layers_ms(run.network, variant.ranks),
+            layers_ms=table.layers_ms(run.network.in_gauge(variant.gauge), variant.ranks),
             timing=timings[variant.name],
             alone=variant.alone,
-            size_bytes=variant.size_bytes,
+            # Which layers are in gauge form is not told with a network's time: its parameters would be wrong.
+            size_bytes=None if variant.gauge else variant.size_bytes,
         )
         for variant in manifest.variants
         if variant.name in timings and variant.precision == table.precision
@@ -204,7 +205,9 @@ def _replanned(run: Run, manifest: Manifest, table: LatencyTable, variant: Varia
     for budget in variant.missed:
         value = variant.measured(budget.quantity)
         assert value is not None
-        predicted = account(budget.quantity, run.network, table).of_ranks(run.network, variant.ranks)
+        predicted = account(budget.quantity, run.network, table).of_ranks(
+            run.network.in_gauge(variant.gauge), variant.ranks
+        )
         margins[budget.quantity] = 1 - min(1.0, predicted / value) * (1 - slack)
     kept = [
         each
@@ -216,8 +219,8 @@ def _replanned(run: Run, manifest: Manifest, table: LatencyTable, variant: Varia
     ]
     small = [each.ranks for each in kept if within(each.budgets, variant.budgets)]
     large = [each.ranks for each in kept if within(variant.budgets, each.budgets)]
-    given = run.network, table, sensitivity, variant.budgets
+    given, gauge = (run.network, table, sensitivity, variant.budgets), run.gauge_ranks(table)
     try:
-        return plan(*given, margin=margins, at_least=small, at_most=large)
+        return plan(*given, margin=margins, gauge=gauge, at_least=small, at_most=large)
     except BudgetError:
-        return plan(*given, margin=margins)
+        return plan(*given, margin=margins, gauge=gauge)

@@ -10,7 +10,7 @@ report.html
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maestro_edge.errors import CheckpointError, DataError
-from maestro_edge.ordered import cut, trace
+from maestro_edge.ordered import cut, gauge_layers, gauge_ranks, trace
 from maestro_edge.recipes import data as datasets
 from maestro_edge.recipes.models import DEFAULT_MODEL, load_model
 from maestro_edge.recipes.multi30k import padding, trimmed
@@ -36,6 +36,7 @@ from maestro_edge.training import (
     recalibrate as recalibrate,
 )
 from maestro_edge.values import (
+    LatencyTable,
     Network,
     Rank,
     RankPlan,
@@ -192,9 +193,17 @@ class Run:
     def network(self) -> Network:
         return trace(self.ordered, self.example, name=self.facts.model.rpartition(":")[2])
 
-    def variant(self, ranks: Mapping[str, Rank]) -> nn.Module:
-        """Stock layers at `ranks`, BatchNorm recalibrated on training images."""
-        return recalibrate(cut(self.ordered, ranks), self.calibration()).eval()
+    def variant(self, ranks: Mapping[str, Rank], *, gauge: Collection[str] = ()) -> nn.Module:
+        """Stock layers at `ranks`, those of `gauge` in that form, BatchNorm recalibrated on training images."""
+        return recalibrate(cut(self.ordered, ranks, gauge=gauge), self.calibration()).eval()
+
+    def gauge_ranks(self, table: LatencyTable) -> dict[str, tuple[int, ...]]:
+        """The ranks with a time in `table` at which each layer's weights allow the gauge form as it was timed."""
+        timed = {layer.name: table.gauge_ranks(layer.spec) for layer in self.network.ordered}
+        if not any(timed.values()):
+            return {}
+        usable = gauge_layers(self.ordered, self.example)
+        return gauge_ranks(self.ordered, {name: timed[name] for name in usable})
 
     @cached_property
     def dense(self) -> nn.Module:

@@ -216,6 +216,7 @@ def profile_run(
     protocol: MeasuringProtocol,
     precision: Precision = "fp32",
     emulated: bool = False,
+    gauge: bool = False,
     progress: Progress | None = None,
 ) -> LatencyTable:
     """Measure the run's model on a device, and write the table to `profiles`."""
@@ -229,6 +230,7 @@ def profile_run(
         precision=precision,
         protocol=protocol,
         emulated=emulated,
+        gauge=gauge,
         progress=progress,
     )
     return table.save_over(profiles)
@@ -352,11 +354,11 @@ def plan_run(
 
     None is saved when one cannot be made.
     """
-    given = run.network, table, sensitivity
+    given, gauge = (run.network, table, sensitivity), run.gauge_ranks(table)
     if nested:
-        made = list(plan_nested(*given, budgets, exact=exact))
+        made = list(plan_nested(*given, budgets, exact=exact, gauge=gauge))
     else:
-        made = [plan(*given, each, exact=exact) for each in budgets]
+        made = [plan(*given, each, exact=exact, gauge=gauge) for each in budgets]
     for item in made:
         item.save(run.folder / "plans" / f"{item.name}.json")
     return made

@@ -78,13 +78,13 @@ def sweep_run(
     """
     plans: list[RankPlan] = []
     for table in tables:
-        margin = default_margin("ms", run.network, table)
+        margin, gauge = default_margin("ms", run.network, table), run.gauge_ranks(table)
         budgets = spread(
-            reachable_ms(run.network, table, sensitivity) / (1 - margin) * 1.001,
+            reachable_ms(run.network, table, sensitivity, gauge=gauge) / (1 - margin) * 1.001,
             table.predict_ms(run.network, {}),
             count,
         )
-        plans += plan_nested(run.network, table, sensitivity, budgets)
+        plans += plan_nested(run.network, table, sensitivity, budgets, gauge=gauge)
     variants, left_out = export_variants(run, [(runtime, each) for each in ("fp32", *RIVALS, *plans)], progress)
     measured, _ = measure_variants(run, variants, runtime, device, protocol)
     front = Front(

@@ -115,12 +115,13 @@ def export_variant(run: Run, runtime: Runtime, item: RankPlan | Precision) -> Va
     name = variant_name(runtime.name, precision, DENSE if plan is None else plan.tag)
     path = run.folder / "files" / f"{name}{runtime.suffix}"
     record = run.folder / "work" / "exports" / f"{name}.json"
-    key = _export_key(run, runtime, precision, None if plan is None else ranks)
+    key = _export_key(run, runtime, precision, plan)
     if record.exists() and path.exists():
         done = ExportRecord.load(record)
         if done.key == key and done.variant.sha256 == digest(path):
             return done.variant.model_copy(update=_promised(runtime, item))
-    model = run.dense if plan is None else run.variant(ranks)
+    gauge = () if plan is None else plan.gauge
+    model = run.dense if plan is None else run.variant(ranks, gauge=gauge)
     samples = run.data.normalise(run.data.validation.inputs[:_GATE_SAMPLES])
     calibration = run.calibration() if precision == "int8-static" else None
     agreement = export(model, samples, path, runtime, precision=precision, calibration=calibration)
@@ -149,8 +150,9 @@ def export_variant(run: Run, runtime: Runtime, item: RankPlan | Precision) -> Va
         sqnr_db=agreement.sqnr_db,
         top1_agreement=agreement.top1_agreement,
         params=sum(parameter.numel() for parameter in model.parameters()),
-        macs=run.network.macs(ranks),
+        macs=run.network.in_gauge(gauge).macs(ranks),
         ranks={layer.name: ranks.get(layer.name, DENSE) for layer in run.network.ordered},
+        gauge=gauge,
     )
     ExportRecord(key=key, variant=variant).save(record)
     return variant.model_copy(update=_promised(runtime, item))
@@ -168,11 +170,11 @@ def _promised(runtime: Runtime, item: RankPlan | Precision) -> dict[str, object]
     }
 
 
-def _export_key(run: Run, runtime: Runtime, precision: Precision, ranks: Mapping[str, Rank] | None) -> str:
-    """Weights, ranks, precision and runtime: what a file's content depends on; no ranks are the dense rival's."""
+def _export_key(run: Run, runtime: Runtime, precision: Precision, plan: RankPlan | None) -> str:
+    """Weights, ranks and their forms, precision and runtime: what a file's content depends on."""
     checkpoints = [name for name in ("dense", "ordered") if (run.folder / name / "checkpoint.json").exists()]
     weights = [load_checkpoint(run.folder / name)[0].sha256 for name in checkpoints]
     content = json.dumps(
-        [weights, None if ranks is None else dict(ranks), precision, runtime.name, runtime.version], sort_keys=True
+        [weights, plan and [plan.ranks, plan.gauge], precision, runtime.name, runtime.version], sort_keys=True
     )
     return hashlib.sha256(content.encode()).hexdigest()

@@ -22,7 +22,13 @@ def probe_input_shape(spec: LayerSpec) -> tuple[int, ...]:
 def probe_module(spec: LayerSpec, rank: Rank) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """The layer as stock modules with random weights, and an example input."""
     *first, last = spec.parts(rank)
-    layers = [*(_stock(part, bias=False) for part in first), _stock(last, bias=True)]
+    layers: list[nn.Module]
+    if spec.factors == "gauge":
+        layers = [
+            _SideBySide(_stock(first[0], bias=True), _stock(last, bias=True), -1 if spec.kind == "linear" else 1)
+        ]
+    else:
+        layers = [*(_stock(part, bias=False) for part in first), _stock(last, bias=True)]
     if spec.activation == "relu":
         layers.append(nn.ReLU())
     module = nn.Sequential(*layers).eval()
@@ -33,6 +39,18 @@ def probe_module(spec: LayerSpec, rank: Rank) -> tuple[nn.Module, tuple[Tensor, 
         # Runtimes compute in NHWC; a contiguous input would bill two transposes to the layer.
         example = example.contiguous(memory_format=torch.channels_last)
     return module, (example,)
+
+
+class _SideBySide(nn.Module):
+    """What `ordered.Gauge` computes where outputs need no order; runtimes do not know ordered layers."""
+
+    def __init__(self, first: nn.Module, second: nn.Module, dim: int) -> None:
+        super().__init__()
+        self.first, self.second, self.dim = first, second, dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.first(x)
+        return torch.cat((z, self.second(z)), self.dim)
 
 
 def _stock(part: LayerSpec, *, bias: bool) -> nn.Module:

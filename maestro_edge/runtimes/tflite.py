@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maestro_edge.errors import MissingExtra
-from maestro_edge.values import LayerSpec, Precision, Rank
+from maestro_edge.values import DENSE, LayerSpec, Precision, Rank
 
 __all__ = ["weight_shapes", "write_layer"]
 
@@ -37,7 +37,9 @@ def write_layer(spec: LayerSpec, rank: Rank, precision: Precision = "fp32") -> b
     )
     y = x
     for part in spec.parts(rank):
-        y = graph.layer(y, part)
+        z, y = y, graph.layer(y, part)
+    if spec.factors == "gauge" and rank != DENSE:
+        y = graph.side_by_side(z, y, relu=spec.activation == "relu")
     return graph.finish(x, graph.dequantized(y))
 
 
@@ -107,6 +109,15 @@ class _Graph:
         if part.kind == "linear":
             return self.fully_connected(x, part.out_channels, part.in_channels, relu=relu)
         return self.convolution(x, part, part.out_channels, relu=relu)
+
+    def side_by_side(self, z: int, others: int, *, relu: bool) -> int:
+        """XNNPACK has no concatenation with an activation: a ReLU is an operator of its own."""
+        options = self.schema.ConcatenationOptionsT()
+        *sizes, channels = self.shape(z)
+        options.axis = len(sizes)
+        shape = (*sizes, channels + self.shape(others)[-1])
+        y = self.operator("CONCATENATION", [z, others], self.tensor(shape), options)
+        return self.operator("RELU", [y], self.tensor(shape), None) if relu else y
 
     def tensor(self, shape: tuple[int, ...]) -> int:
         """What an operator leaves: int8 in a static graph, else floats."""
@@ -182,8 +193,10 @@ class _Graph:
         operator = self.schema.OperatorT()
         operator.opcodeIndex = self.codes[code]
         operator.inputs, operator.outputs = np.array(inputs, np.int32), np.array([output], np.int32)
-        operator.builtinOptions = options
-        operator.builtinOptionsType = getattr(self.schema.BuiltinOptions, type(options).__name__.removesuffix("T"))
+        if options is not None:
+            operator.builtinOptions = options
+            kind = type(options).__name__.removesuffix("T")
+            operator.builtinOptionsType = getattr(self.schema.BuiltinOptions, kind)
         self.graph.operators.append(operator)
         return output
 
