@@ -81,12 +81,12 @@ def _round_up(ms: float) -> float:
 
 def _ranks(layer: Layer, table: LatencyTable, sensitivity: Sensitivity) -> list[Rank]:
     """Ranks with both a time below dense and a loss; dense is always one."""
-    known = sensitivity.losses.get(layer.name, {})
+    known = sensitivity.options.get(layer.name, {})
     dense_ms = table.row(layer.spec, DENSE).ms
     return [
         rank
         for rank in table.ranks(layer.spec)
-        if rank == DENSE or (str(rank) in known and table.row(layer.spec, rank).ms < dense_ms)
+        if rank == DENSE or (rank in known and table.row(layer.spec, rank).ms < dense_ms)
     ]
 
 
