@@ -12,12 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maestro_edge.errors import DataError
+from maestro_edge.errors import DataError, ModelError, TableError
 from maestro_edge.ordered import at_ranks, cut, order, ordered_layers, trace
-from maestro_edge.planning import measure_sensitivity
+from maestro_edge.planning import (
+    Option,
+    corrected,
+    measure_interaction,
+    measure_sensitivity,
+    solve_exactly,
+)
 from maestro_edge.planning.replay import merged_once, replaying
 from maestro_edge.values import (
     DENSE,
+    Cut,
     DeviceFacts,
     LatencyRow,
     LatencyTable,
@@ -698,3 +705,142 @@ def test_progress_counts_to_the_end_though_options_settle_early() -> None:
     assert steps == sorted(steps)
     assert {total for _, total in steps} == {1 + 5 * 10}
     assert steps[-1][0] == steps[-1][1]
+
+
+# Cuts of many layers together
+
+
+class Agreeing(nn.Module):
+    """Layers whose outputs add up, and which are all wrong in the same direction at rank 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(12, 8, bias=False) for _ in range(4))
+        large, small = torch.randn(8, 12), torch.outer(torch.randn(8), torch.randn(12))
+        left, values, right = torch.linalg.svd(large)
+        first = values[0] * torch.outer(left[:, 0], right[0])
+        for layer in self.layers:
+            layer.weight = nn.Parameter(0.2 * first + 0.02 * small)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([layer(x) for layer in self.layers]).sum(0)
+
+
+def agreeing() -> tuple[nn.Module, Network, Tensor, Tensor]:
+    """With targets drawn from its own distribution, so that the loss is near its least and grows with a square."""
+    torch.manual_seed(0)
+    model, inputs = order(Agreeing(), where=lambda name, module: True), torch.randn(6000, 12)
+    with torch.no_grad():
+        targets = torch.multinomial(model(inputs).softmax(1), 1).flatten()
+    return model, trace(model, (inputs[:1],)), inputs, targets
+
+
+def test_cuts_that_are_wrong_together_cost_more_than_their_sum() -> None:
+    """Four errors in one direction cost nearly sixteen times one; what is corrected knows of three, too."""
+    model, of, inputs, targets = agreeing()
+    names = list(ordered_layers(model))
+    alone = measure_sensitivity(model, of, [], inputs, targets, ranks={name: [1] for name in names}, tolerance=0)
+
+    four, three, one = (
+        measure_interaction(model, alone, dict.fromkeys(names[:count], 1), inputs, targets) for count in (4, 3, 1)
+    )
+    known = corrected(alone, [(four.ranks, four.measured.loss_increase)])
+
+    rise, _ = plain_differences(model, four.ranks, inputs, targets)
+    assert four.measured.loss_increase == pytest.approx(float(rise.mean()), abs=1e-6)
+    assert four.measured.n == 6000
+    assert four.additive == pytest.approx(sum(alone.increase(name, 1) for name in names))
+    assert four.measured.loss_increase > 2.5 * four.additive
+    assert four.error == four.additive - four.measured.loss_increase < 0
+    assert one.error == pytest.approx(0, abs=1e-6)
+    assert sum(known.increase(name, 1) for name in names) == pytest.approx(four.measured.loss_increase)
+    sum_of_three = sum(known.increase(name, 1) for name in names[:3])
+    assert abs(sum_of_three - three.measured.loss_increase) < abs(three.error)
+
+
+def test_an_assignment_of_nothing_costs_nothing_and_unknown_ranks_are_refused() -> None:
+    """Dense layers may be named."""
+    (model, of), (inputs, targets) = classifier(), labelled(50)
+    alone = measure_sensitivity(model, of, [], inputs, targets, ranks=RANKS)
+
+    nothing = measure_interaction(model, alone, {"0": DENSE}, inputs, targets)
+
+    assert nothing.measured.loss_increase == nothing.additive == nothing.error == 0
+    with pytest.raises(TableError, match="'0' at rank 3"):
+        measure_interaction(model, alone, {"0": 3}, inputs, targets)
+    with pytest.raises(ModelError, match="'head' is not an ordered layer"):
+        measure_interaction(model, alone, {"head": DENSE, "0": 1}, inputs, targets)
+
+
+def invented(rises: Sequence[Sequence[float]], se: float = 0.0) -> Sensitivity:
+    """Of layers "0", "1" …, each with ranks 1, 2 … of these rises."""
+    options = {
+        str(layer): {
+            rank: Cut(loss_increase=rise, loss_se=se, top1_drop=0, top1_se=0, n=100)
+            for rank, rise in enumerate(known, 1)
+        }
+        for layer, known in enumerate(rises)
+    }
+    return Sensitivity(network="n", images=100, base_loss=1, base_top1=0.5, n=100, options=options)
+
+
+def planned(of: Sensitivity, budget: float) -> dict[str, Rank]:
+    """The best ranks where a layer costs its rank, and 4 when it is dense."""
+    names = list(of.options)
+    ranks: list[Rank] = [1, 2, 3, DENSE]
+    costs = (1.0, 2.0, 3.0, 4.0)
+    layers = [
+        [Option((cost,), of.increase(name, rank)) for cost, rank in zip(costs, ranks, strict=True)]
+        for name in names
+    ]
+    return {name: ranks[at] for name, at in zip(names, solve_exactly(layers, [budget]).chosen, strict=True)}
+
+
+@pytest.mark.parametrize("power", [0.5, 0.75, 1.0, 1.5])
+def test_a_second_plan_is_never_worse_where_increases_add_up_to_a_power(power: float) -> None:
+    """One measurement of the first plan is enough, and unless they simply add up it makes some plans better."""
+    generator = torch.Generator().manual_seed(0)
+
+    def together(of: Sensitivity, ranks: Mapping[str, Rank]) -> float:
+        return float(sum(of.increase(name, rank) ** power for name, rank in ranks.items()) ** (1 / power))
+
+    better = 0
+    for _ in range(12):
+        rises = torch.rand(8, 3, generator=generator).mul(0.2).cumsum(1).flip(1).tolist()
+        alone = invented(rises)
+        first = planned(alone, 18)
+        known = corrected(alone, [(first, together(alone, first))])
+        second = planned(known, 18)
+
+        assert sum(known.increase(*option) for option in first.items()) == pytest.approx(together(alone, first))
+        gain = together(alone, first) - together(alone, second)
+        assert gain > -0.005 * together(alone, first)
+        better += gain > 1e-6
+
+    assert better > 2 or power == 1
+
+
+def test_sensitivities_that_add_up_stay_as_they_are() -> None:
+    """Also their standard errors, and those without a telling observation."""
+    alone = invented([[0.3, 0.2], [0.5, 0.1]], se=0.01)
+
+    known = corrected(alone, [({"0": 1, "1": 1}, 0.8), ({"0": 2, "1": 2}, 0.3)])
+
+    for layer, cuts in alone.options.items():
+        for rank, was in cuts.items():
+            assert known.increase(layer, rank) == pytest.approx(was.loss_increase)
+            assert known.option(layer, rank).loss_se == pytest.approx(was.loss_se)
+    nothing: list[tuple[dict[str, Rank], float]] = [
+        ({"0": 1}, 0.5),
+        ({"0": 1, "1": 2}, -0.1),
+        ({"0": 1, "1": DENSE}, 0.2),
+    ]
+    assert corrected(alone, nothing) == corrected(alone, []) == alone
+
+
+def test_a_fall_of_the_loss_by_noise_is_not_made_larger() -> None:
+    """A root would make much of little, and of less than nothing a number that is none."""
+    known = corrected(invented([[0.3, -0.001], [0.5, 0.1]], se=0.002), [({"0": 1, "1": 1}, 1.5)])
+
+    assert known.increase("0", 2) == 0
+    assert 0 < known.option("0", 2).loss_se < known.increase("1", 2)

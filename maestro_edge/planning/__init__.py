@@ -3,7 +3,20 @@
 from maestro_edge.planning.chain import chain
 from maestro_edge.planning.exact import solve_exactly
 from maestro_edge.planning.greedy import Option, Solution, solve
+from maestro_edge.planning.interaction import Interaction, corrected, measure_interaction
 from maestro_edge.planning.plan import plan, reachable_ms
 from maestro_edge.planning.sensitivity import measure_sensitivity
 
-__all__ = ["Option", "Solution", "chain", "measure_sensitivity", "plan", "reachable_ms", "solve", "solve_exactly"]
+__all__ = [
+    "Interaction",
+    "Option",
+    "Solution",
+    "chain",
+    "corrected",
+    "measure_interaction",
+    "measure_sensitivity",
+    "plan",
+    "reachable_ms",
+    "solve",
+    "solve_exactly",
+]

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from maestro_edge.errors import DataError
 from maestro_edge.ordered import at_ranks, evaluating, ordered_layers
 from maestro_edge.planning.replay import Replay, merged_once, replaying
-from maestro_edge.values import Cut, Rank
+from maestro_edge.values import DENSE, Cut, Rank
 
 __all__ = ["CHUNK", "Paired", "Uncut", "joined", "pairing"]
 
@@ -81,7 +81,8 @@ class Paired:
     def cut(self, ranks: Mapping[str, Rank]) -> Cut:
         """What these ranks cost on the chunk that began last."""
         with at_ranks(self._replay.model, ranks):
-            found = _outcome(self._replay.after(ranks), self._wanted)
+            changed = (name for name, rank in ranks.items() if rank != DENSE)
+            found = _outcome(self._replay.after(changed), self._wanted)
         loss, loss_se = _mean(found.loss - self._base.loss, self._weights)
         drop, drop_se = _mean(self._base.right - found.right, self._weights)
         n = int(self._weights.sum())
