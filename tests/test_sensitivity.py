@@ -419,6 +419,19 @@ def test_what_comes_before_the_cut_does_not_run_again() -> None:
     assert [block.runs for block in counting] == [0, 0, 1, 1]
 
 
+@torch.no_grad()
+def test_what_is_remembered_is_that_of_one_batch() -> None:
+    """Of the last; outputs that share memory count once."""
+    torch.manual_seed(0)
+    model = nn.Sequential(Counting(nn.Linear(12, 20)), nn.Identity(), nn.Linear(20, 5))
+
+    with replaying(model) as replay:
+        for count in (7, 3):
+            replay.record(torch.randn(count, 12))
+
+            assert replay.kept_bytes() == 4 * count * (20 + 5)
+
+
 def test_a_forward_of_its_own_is_put_back_when_a_run_fails() -> None:
     """Such as one that another library had put in place."""
     model = order(nn.Sequential(nn.Linear(12, 12), nn.ReLU()), where=lambda name, module: True)

@@ -24,6 +24,7 @@ CHUNK = 64
 """Inputs that run at once: enough for the batch statistics of BatchNorm, few enough that an option that two
 chunks decide costs little."""
 
+_KEPT_BYTES = 2**31
 _PROOF = 8  # inputs on which it is found out what may be remembered
 _IGNORED = -100  # what torch's cross-entropy leaves out: padding in a batch of sentences
 
@@ -52,18 +53,22 @@ class _Outcome(NamedTuple):
 class Paired:
     """A model on chunks of inputs (N, …) in random order: first uncut, then at any ranks.
 
+    A chunk is smaller than asked for where what is remembered of it would take more than 2 GiB.
     `until[k]` is the number of targets that count in the chunks before the k-th.
     """
 
     def __init__(self, replay: Replay, inputs: Tensor, targets: Tensor, size: int) -> None:
         # Files are often sorted by class, and a chunk has to be a sample of all.
         order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
-        # Chunks of one size: BatchNorm could do nothing with a last one of a single input.
-        self._chunks = order.tensor_split(max(1, math.ceil(len(inputs) / size)))
         self._inputs, self._targets, self._replay = inputs, targets, replay
+        few = inputs[order[:_PROOF]]
+        self._layout = self._proven_layout(few)
+        fitting = _KEPT_BYTES * len(few) // max(1, replay.kept_bytes())
+        size = max(1, min(size, max(_PROOF, fitting)))
+        # Chunks of one size: BatchNorm could do nothing with a last one of a single input.
+        self._chunks = order.tensor_split(math.ceil(len(inputs) / size))
         counts = [int((targets[chosen] != _IGNORED).sum()) for chosen in self._chunks]
         self.until = list(accumulate(counts, initial=0))
-        self._layout = self._proven_layout()
 
     def __len__(self) -> int:
         return len(self._chunks)
@@ -88,9 +93,8 @@ class Paired:
         n = int(self._weights.sum())
         return Cut(loss_increase=loss, loss_se=loss_se, top1_drop=drop, top1_se=drop_se, n=n)
 
-    def _proven_layout(self) -> torch.memory_format:
+    def _proven_layout(self, few: Tensor) -> torch.memory_format:
         """Channels last for images, where the model takes it: convolutions on processors are faster so."""
-        few = self._inputs[self._chunks[0][:_PROOF]]
         layers = ordered_layers(self._replay.model)
         if few.dim() == 4:
             try:

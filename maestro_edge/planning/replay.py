@@ -65,6 +65,14 @@ class Replay:
         self._cut_at = next(calls, 0)
         return self._run(self._inputs)
 
+    def kept_bytes(self) -> int:
+        """Bytes of memory that the recorded outputs take."""
+        tensors = [tensor for call in self._calls for tensor in _tensors(call.output)]
+        kept = {
+            storage.data_ptr(): storage.nbytes() for storage in (tensor.untyped_storage() for tensor in tensors)
+        }
+        return sum(kept.values())
+
     def prove(self, inputs: Tensor, layers: Iterable[str]) -> None:
         """Find out on a few `inputs` what may be remembered: any module, those without others inside, or none.
 
