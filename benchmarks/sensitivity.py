@@ -1,12 +1,12 @@
 """What the sensitivities of all options of a network cost, and how far those that stop early are from all inputs.
 
     python -m benchmarks.sensitivity CIFAR10 WEIGHTS_FOLDER [--networks resnet20 resnet18] [--inputs 2048]
-        [--all-inputs resnet20] [--tolerances 0.1] [--threads 1]
+        [--ranks 12] [--all-inputs resnet20] [--tolerances 0.1] [--threads 1]
 
 Writes results/sensitivity.json and .png beside this file, after every measurement; what is there
 already is kept. CIFAR10 is a tar or folder of CIFAR-10. A network whose NAME.safetensors is not in
 WEIGHTS_FOLDER is first trained there: ResNet-18 for 3 epochs of 5,000 images, ResNet-20 for 2.
-Every Linear and Conv2d is ordered from the plain SVD, and has twelve ranks spread evenly up to break-even (as
+Every Linear and Conv2d is ordered from the plain SVD, and has --ranks ranks spread evenly up to break-even (as
 many as there are below it). Validation images.
 
     plain        whole forwards, one option after another; one rank of each layer on 64 inputs, extrapolated
@@ -52,7 +52,6 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, TrainSettings]] = {
     "resnet20": (resnet20, 5_000, TrainSettings(epochs=2, batch_size=128, lr=0.2)),
     "resnet18": (resnet18, 5_000, TrainSettings(epochs=3, batch_size=128, lr=0.1)),
 }
-OPTIONS = 12
 PLAIN_INPUTS = 64
 PLAN_SHARES = (0.75, 0.6, 0.45, 0.3)
 
@@ -79,11 +78,11 @@ def trained(name: str, data: datasets.Data, weights: Path) -> nn.Module:
     return model.eval()
 
 
-def ranks_of(network: Network) -> dict[str, list[int]]:
-    """Twelve of each layer, spread evenly up to break-even."""
+def ranks_of(network: Network, count: int) -> dict[str, list[int]]:
+    """So many of each layer, spread evenly up to break-even."""
     return {
         layer.name: sorted(
-            {max(1, int(layer.spec.break_even_rank * k / OPTIONS)) for k in range(1, OPTIONS + 1)}
+            {max(1, int(layer.spec.break_even_rank * k / count)) for k in range(1, count + 1)}
             - {layer.spec.full_rank}
         )
         for layer in network.ordered
@@ -214,6 +213,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("weights", type=Path)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--ranks", type=int, default=12, help="of each layer")
     parser.add_argument("--inputs", type=int, default=2048)
     parser.add_argument("--all-inputs", nargs="*", default=["resnet20"], choices=list(NETWORKS))
     parser.add_argument("--tolerances", nargs="+", type=float, default=[0.1])
@@ -243,7 +243,7 @@ def main() -> None:
         dense = trained(name, data, given.weights / f"{name}.safetensors")
         model = order(dense, where=lambda layer, module: True)
         network = trace(model, (inputs[:1],))
-        ranks = ranks_of(network)
+        ranks = ranks_of(network, given.ranks)
         setting = {"inputs": given.inputs, "threads": given.threads, "layers": len(ranks)}
         if "plain" not in have:
             keep(name, "dense", evaluate(dense, inputs[:512], targets[:512], lambda x: x)._asdict())
@@ -252,13 +252,18 @@ def main() -> None:
         def measured(
             name: str, key: str, tolerance: float, of: tuple[nn.Module, Network, dict[str, list[int]]]
         ) -> Sensitivity:
-            kept = given.weights / f"{name}-{given.inputs}-{tolerance:g}.json"
+            kept = given.weights / f"{name}-{given.inputs}-{given.ranks}-{tolerance:g}.json"
             if kept.exists():
                 return Sensitivity.load(kept)
             clock = Clock()
             found = measure_sensitivity(of[0], of[1], [], inputs, targets, ranks=of[2], tolerance=tolerance)
             found.save(kept)
-            about = {"inputs": given.inputs, "threads": given.threads, "tolerance": tolerance}
+            about = {
+                "given_inputs": given.inputs,
+                "ranks_a_layer": given.ranks,
+                "threads": given.threads,
+                "tolerance": tolerance,
+            }
             keep(name, key, {**about, **clock.read(), **summary(found)})
             return found
 
