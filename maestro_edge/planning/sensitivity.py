@@ -89,6 +89,7 @@ class _Session:
         self, paired: Paired, asked: Mapping[str, Sequence[int]], of: _Of, tolerance: float, path: Path | None
     ) -> None:
         self.paired, self.asked, self.of, self.tolerance, self.path = paired, asked, of, tolerance, path
+        self.settled: set[tuple[str, int]] = set()
         found = _saved(path, of)
         self.base = None if found is None else Uncut(found.base_loss, found.base_top1, found.n)
         self.cuts = {} if found is None else {layer: dict(cuts) for layer, cuts in found.options.items()}
@@ -145,7 +146,10 @@ class _Session:
         cut = self.cuts.get(layer, {}).get(rank)
         if cut is None or self.base is None or self._chunks(cut.n) < _LEAST_CHUNKS:
             return False
-        return cut.loss_se < self.tolerance * max(cut.loss_increase, _FLOOR * self.base.loss)
+        # For good: the mean uncut loss still moves with every chunk, and with it the limit.
+        if cut.loss_se < self.tolerance * max(cut.loss_increase, _FLOOR * self.base.loss):
+            self.settled.add((layer, rank))
+        return (layer, rank) in self.settled
 
 
 def _saved(path: Path | None, of: _Of) -> Sensitivity | None:
