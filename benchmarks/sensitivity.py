@@ -182,7 +182,7 @@ def interactions(model: nn.Module, network: Network, found: Sensitivity, inputs:
     return {"inputs": len(targets), "assignments": rows, "plans": plans}
 
 
-def draw(found: Sensitivity, whole: Sensitivity | None, path: Path) -> None:
+def draw(found: Sensitivity, whole: Sensitivity, path: Path) -> None:
     """Loss increases at the share of the break-even rank, with two standard errors, of six layers."""
     import matplotlib
 
@@ -197,10 +197,9 @@ def draw(found: Sensitivity, whole: Sensitivity | None, path: Path) -> None:
         shares = [rank / ranks[-1] for rank in ranks]
         bars = [2 * cut.loss_se for cut in cuts]
         axes.errorbar(shares, [cut.loss_increase for cut in cuts], bars, label=name, color=f"C{number}", capsize=2)
-        if whole is not None:
-            axes.plot(shares, [whole.increase(name, rank) for rank in ranks], "x", color=f"C{number}")
+        axes.plot(shares, [whole.increase(name, rank) for rank in ranks], "x", color=f"C{number}")
     axes.set_xlabel("rank as a share of the largest evaluated")
-    axes.set_ylabel("loss increase (bars: ± 2 standard errors; ×: all inputs)")
+    axes.set_ylabel("loss increase ± 2 standard errors (×: all inputs)")
     axes.set_yscale("symlog", linthresh=0.01)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
@@ -276,7 +275,8 @@ def main() -> None:
         if "interactions" not in have:
             first = few[given.tolerances[0]]
             keep(name, "interactions", interactions(model, network, first, inputs[:512], targets[:512]))
-        draw(few[given.tolerances[0]], whole, given.out / "sensitivity.png")
+        if whole is not None:
+            draw(few[given.tolerances[0]], whole, given.out / "sensitivity.png")
 
 
 if __name__ == "__main__":
