@@ -33,7 +33,7 @@ from maestro_edge.planning import chain
 from maestro_edge.recipes.vision import resnet18, resnet20
 from maestro_edge.training import ChainSampler, Ordering
 from maestro_edge.training.samplers import SamplerName
-from maestro_edge.values import Network, Sensitivity, write_atomically
+from maestro_edge.values import Cut, Network, Sensitivity, write_atomically
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "resnet20": (resnet20, 128),
@@ -105,11 +105,16 @@ def halved(model: nn.Module) -> nn.Module:
 def profiles(model: nn.Module) -> ChainSampler:
     """A chain for its cost alone: every layer loses in proportion to what it gives up."""
     network = _network(model)
-    losses = {
-        name: {str(max(1, layer.rank * tenth // 10)): 1.0 - tenth / 10 for tenth in range(1, 9)}
+    options = {
+        name: {
+            max(1, layer.rank * tenth // 10): Cut(
+                loss_increase=1.0 - tenth / 10, loss_se=0.0, top1_drop=0.0, top1_se=0.0, n=1
+            )
+            for tenth in range(1, 9)
+        }
         for name, layer in ordered_layers(model).items()
     }
-    made = Sensitivity(network=network.fingerprint, images=1, base_loss=0.0, losses=losses)
+    made = Sensitivity(network=network.fingerprint, images=1, base_loss=0, base_top1=1, n=1, options=options)
     return ChainSampler(chain(network, made))
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "Alone",
     "Budget",
     "Calibration",
+    "Cut",
     "DeviceFacts",
     "Estimate",
     "InputSpec",
@@ -128,9 +129,10 @@ class Saved(Value):
         except (OSError, ValueError, RecursionError) as error:
             raise TableError(f"{path}: not a readable {kind} ({error}): make it again") from error
         found = raw.get("schema_version") if isinstance(raw, dict) else None
-        if found != 1:
+        reads = cls.model_fields["schema_version"].default
+        if found != reads:
             raise TableError(
-                f"{path}: {kind} schema {found!r}, this maestro_edge reads schema 1: make it again or update"
+                f"{path}: {kind} schema {found!r}, this maestro_edge reads schema {reads}: make it again or update"
             )
         try:
             return cls.model_validate(raw)
@@ -722,13 +724,45 @@ class LatencyTable(Saved):
                 raise TableError(f"{self.title} was measured with {what} {have}, not {want}: profile again")
 
 
-class Sensitivity(Saved):
-    """Validation loss of the ordered network with one layer cut at a time."""
+class Cut(Value):
+    """What a network cut to lower ranks loses against itself uncut, on the same inputs.
 
+    The rise of the mean cross-entropy in nats and the fall of top-1 (0 to 1), each with the standard error of
+    the mean of the differences between the two, over inputs.
+    """
+
+    loss_increase: float
+    loss_se: float = Field(ge=0)
+    top1_drop: float = Field(ge=-1, le=1)
+    top1_se: float = Field(ge=0)
+    n: PositiveInt = Field(description="targets that count, on which it was measured")
+
+
+class Sensitivity(Saved):
+    """What each layer of an ordered network, cut alone to each of some ranks, costs on validation inputs.
+
+    The uncut network's loss and top-1 are of the `n` targets that any option needed.
+    """
+
+    schema_version: Literal[2] = 2  # type: ignore[assignment]
     network: str = Field(description="fingerprint of the network")
-    images: PositiveInt
+    measured_on: str = Field(default="", description="fingerprint of the weights and inputs")
+    images: PositiveInt = Field(description="inputs that were given")
     base_loss: float
-    losses: dict[str, dict[str, float]] = Field(description="layer → rank → mean loss")
+    base_top1: float = Field(ge=0, le=1)
+    n: PositiveInt
+    options: dict[str, dict[PositiveInt, Cut]] = Field(description="layer → rank → what it costs")
+
+    def option(self, layer: str, rank: int) -> Cut:
+        """What is known of this layer at this rank.
+
+        Raises:
+            TableError: it was not evaluated there.
+        """
+        try:
+            return self.options[layer][rank]
+        except KeyError:
+            raise TableError(f"no sensitivity of layer {layer!r} at rank {rank}: evaluate it first") from None
 
     def increase(self, layer: str, rank: Rank) -> float:
         """How much the loss rises above the uncut network's; 0 for dense.
@@ -736,12 +770,15 @@ class Sensitivity(Saved):
         Raises:
             TableError: this layer was not evaluated at this rank.
         """
-        if rank == DENSE:
-            return 0.0
-        try:
-            return self.losses[layer][str(rank)] - self.base_loss
-        except KeyError:
-            raise TableError(f"no sensitivity of layer {layer!r} at rank {rank}: evaluate it first") from None
+        return 0.0 if rank == DENSE else self.option(layer, rank).loss_increase
+
+    def accuracy_drop(self, layer: str, rank: Rank) -> float:
+        """How much top-1 (0 to 1) falls below the uncut network's; 0 for dense.
+
+        Raises:
+            TableError: this layer was not evaluated at this rank.
+        """
+        return 0.0 if rank == DENSE else self.option(layer, rank).top1_drop
 
 
 class Budget(Value):

@@ -185,7 +185,7 @@ def test_a_cut_in_gauge_form_keeps_type_training_and_generator() -> None:
 
 REFUSED = [
     (nn.Conv2d(8, 8, 3, groups=2), 2, None, "no gauge form at rank 2"),
-    (nn.Conv2d(8, 8, 3), 2, every, "no gauge form at rank 2"),
+    pytest.param(nn.Conv2d(8, 8, 3), 2, every, "no gauge form at rank 2", id="spatial pair"),
     (nn.Embedding(20, 8), 2, None, "no gauge form at rank 2"),
     (nn.Linear(8, 12), 8, None, "no gauge form at rank 8"),
     (nn.Linear(8, 12), DENSE, None, "has no rank"),
@@ -396,8 +396,7 @@ def sensitivity_of(table: LatencyTable) -> Sensitivity:
     """Each component that is cut away costs as much."""
     network = trace(mlp(), X)
     ranks = (*RANKS, 64)
-    losses = {layer.name: {str(rank): 1 + (128 - rank) / 128 for rank in ranks} for layer in network.ordered}
-    return Sensitivity(network=network.fingerprint, images=8, base_loss=1.0, losses=losses)
+    return losses_of(network, {layer.name: {r: (128 - r) / 128 for r in ranks} for layer in network.ordered})
 
 
 def test_sensitivities_are_measured_at_the_forms_ranks_too(tmp_path: Path) -> None:
@@ -406,7 +405,7 @@ def test_sensitivities_are_measured_at_the_forms_ranks_too(tmp_path: Path) -> No
 
     found = measure_sensitivity(mlp(), trace(mlp(), X), [table], torch.randn(8, 128), torch.arange(8))
 
-    assert set(found.losses["0"]) == {"16", "32", "48", "64", "80", "96", "112"}
+    assert set(found.options["0"]) == {16, 32, 48, 64, 80, 96, 112}
 
 
 def test_a_plan_takes_the_form_where_it_is_faster(tmp_path: Path) -> None:

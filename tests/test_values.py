@@ -24,6 +24,7 @@ from maestro_edge.values import (
     UNITS,
     Budget,
     Calibration,
+    Cut,
     DeviceFacts,
     InputSpec,
     LatencyRow,
@@ -148,12 +149,16 @@ PLANS = st.builds(
     other_params=COUNTS,
     other_macs=COUNTS,
 )
+CUTS = st.builds(Cut, loss_increase=FINITE, loss_se=NOT_NEGATIVE, top1_drop=SHARES, top1_se=NOT_NEGATIVE, n=COUNTS)
 SENSITIVITIES = st.builds(
     Sensitivity,
     network=NAMES,
     images=COUNTS,
+    measured_on=NAMES,
     base_loss=FINITE,
-    losses=st.dictionaries(NAMES, st.dictionaries(NAMES, FINITE, max_size=3), max_size=3),
+    base_top1=SHARES,
+    n=COUNTS,
+    options=st.dictionaries(NAMES, st.dictionaries(COUNTS, CUTS, max_size=3), max_size=3),
 )
 MANIFESTS = st.builds(
     Manifest,
@@ -240,7 +245,14 @@ EXAMPLES: dict[str, Saved] = {
         other_params=42,
         other_macs=0,
     ),
-    "Sensitivity": Sensitivity(network="0123456789ab", images=64, base_loss=0.3, losses={"conv": {"8": 0.4}}),
+    "Sensitivity": Sensitivity(
+        network="0123456789ab",
+        images=64,
+        base_loss=0.3,
+        base_top1=0.9,
+        n=64,
+        options={"conv": {8: Cut(loss_increase=0.1, loss_se=0.01, top1_drop=0.05, top1_se=0.02, n=64)}},
+    ),
     "Manifest": Manifest(
         device=PHONE,
         model="small",
@@ -272,7 +284,7 @@ EXAMPLES: dict[str, Saved] = {
 A_NUMBER: dict[str, tuple[str | int, ...]] = {
     "LatencyTable": ("rows", 0, "timing", "median_ms"),
     "RankPlan": ("layers", 0, "ms"),
-    "Sensitivity": ("losses", "conv", "8"),
+    "Sensitivity": ("options", "conv", "8", "loss_increase"),
     "Manifest": ("variants", 0, "accuracy"),
 }
 
@@ -400,7 +412,7 @@ def test_a_file_that_is_no_such_value_is_refused(kind: str, content: bytes, tmp_
     assert_one_line_about(path, message)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 9, "1", None])
 @pytest.mark.parametrize("kind", EXAMPLES)
 def test_another_schema_version_is_refused(kind: str, version: object, tmp_path: Path) -> None:
     """The message names the version found and the one that is read."""
@@ -411,7 +423,7 @@ def test_another_schema_version_is_refused(kind: str, version: object, tmp_path:
 
     assert_one_line_about(path, message)
     assert f"schema {version!r}" in message
-    assert "schema 1" in message
+    assert f"reads schema {2 if kind == 'Sensitivity' else 1}" in message
 
 
 @pytest.mark.parametrize("kind", EXAMPLES)
@@ -870,9 +882,12 @@ def test_a_plans_totals_are_its_layers_and_what_lies_outside() -> None:
 
 def test_a_sensitivity_counts_from_the_uncut_network() -> None:
     """Dense costs nothing, a rank what it adds, and a rank that was not evaluated is refused."""
-    sensitivity = Sensitivity(network="n", images=8, base_loss=0.5, losses={"conv": {"4": 0.75}})
+    sensitivity = EXAMPLES["Sensitivity"]
+    assert isinstance(sensitivity, Sensitivity)
 
-    assert sensitivity.increase("conv", DENSE) == 0
-    assert sensitivity.increase("conv", 4) == 0.25
-    with pytest.raises(TableError, match="'conv' at rank 5"):
-        sensitivity.increase("conv", 5)
+    assert sensitivity.increase("conv", DENSE) == sensitivity.accuracy_drop("conv", DENSE) == 0
+    assert sensitivity.increase("conv", 8) == 0.1
+    assert sensitivity.accuracy_drop("conv", 8) == 0.05
+    for asked in (sensitivity.increase, sensitivity.accuracy_drop):
+        with pytest.raises(TableError, match="'conv' at rank 5"):
+            asked("conv", 5)

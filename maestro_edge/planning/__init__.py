@@ -4,14 +4,18 @@ from maestro_edge.planning.budgets import account
 from maestro_edge.planning.chain import chain
 from maestro_edge.planning.exact import solve_exactly
 from maestro_edge.planning.greedy import Option, Solution, solve
+from maestro_edge.planning.interaction import Interaction, corrected, measure_interaction
 from maestro_edge.planning.plan import plan, plan_nested, reachable_ms, within
 from maestro_edge.planning.sensitivity import measure_sensitivity
 
 __all__ = [
+    "Interaction",
     "Option",
     "Solution",
     "account",
     "chain",
+    "corrected",
+    "measure_interaction",
     "measure_sensitivity",
     "plan",
     "plan_nested",

@@ -47,7 +47,7 @@ def chain(
 
 
 def _ranks(layer: Layer, sensitivity: Sensitivity, table: LatencyTable | None) -> list[Rank]:
-    known = sorted(int(rank) for rank in sensitivity.losses.get(layer.name, {}))
+    known = sorted(sensitivity.options.get(layer.name, {}))
     timed = known if table is None else [rank for rank in known if rank in table.ranks(layer.spec)]
     dense = _cost(layer, DENSE, table)
     return [*(rank for rank in timed if _cost(layer, rank, table) < dense), DENSE]

@@ -1,21 +1,31 @@
-"""How much the validation loss rises when one layer alone is cut."""
+"""What every option of every layer costs: loss and top-1 on validation inputs when one layer alone is cut."""
 
 from __future__ import annotations
 
-import math
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from maestro_edge.ordered import at_ranks, evaluating, ordered_layers
-from maestro_edge.values import DENSE, LatencyTable, Network, Sensitivity
+from maestro_edge.errors import TableError
+from maestro_edge.ordered import ordered_layers
+from maestro_edge.planning.paired import CHUNK, Paired, Uncut, joined, pairing
+from maestro_edge.values import DENSE, LatencyTable, Layer, Network, Sensitivity
 
-__all__ = ["measure_sensitivity"]
+__all__ = ["TOLERANCE", "measure_sensitivity"]
+
+Progress = Callable[[int, int, str], None]
+
+TOLERANCE = 0.1
+"""`benchmarks/sensitivity.py` tells what this saves, and how far the result is from that of all inputs."""
+
+_LEAST_CHUNKS = 2
+_FLOOR = 0.1
+"""Share of the uncut loss below which an increase need not be told from another: twenty layers, each wrong by a
+standard error of a tenth of this, make a plan's increase wrong by less than 5 % of the loss."""
 
 
 @torch.no_grad()
@@ -27,85 +37,157 @@ def measure_sensitivity(
     targets: Tensor,
     *,
     ranks: Mapping[str, Sequence[int]] | None = None,
+    tolerance: float = TOLERANCE,
+    chunk: int = CHUNK,
     path: Path | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Sensitivity:
-    """Mean cross-entropy on prepared validation `inputs` (N, …), each layer cut alone to each measured rank.
+    """Loss and top-1 on prepared validation `inputs` (N, …), each layer cut alone to each rank that may pay.
 
-    The ranks are those of the tables, and those given beside them. A target of -100 does not count.
+    The ranks are those that any of the tables has no slower than dense, and those given beside them. Targets are
+    (N,) or (N, T); one of -100 does not count.
 
-    BatchNorm uses the statistics of these inputs: a cut network is recalibrated before it ships, so the
-    statistics of the uncut one would charge each cut for an error that it will not have. With `path` every
-    finished layer is saved there, and what was saved for the same network, weights and images is kept.
+    Inputs run in chunks of a fixed random order. An option is settled, and gets no more of them, when after two
+    chunks or more the standard error of its loss increase is below `tolerance` times the increase, or times a
+    tenth of the uncut loss where that is more; a tolerance of 0 uses all inputs. Intervals after such a rule
+    hold in the limit of a small tolerance (Chow and Robbins, Annals of Mathematical Statistics 1965; Nádas,
+    ibid. 1969, for a relative one); where few inputs settle an option they are somewhat too narrow.
+
+    What comes before the cut layer is remembered from the uncut run of the chunk, and forgotten with it.
+    BatchNorm uses the statistics of the chunk: a cut network is recalibrated before it ships, so the statistics
+    of the uncut one would charge each cut for an error that it will not have.
+
+    With `path` every finished layer of a chunk is saved there, and what was saved for the same network, weights
+    and inputs is gone on with.
+
+    Raises:
+        DataError: no target counts.
     """
-    options = _measured_ranks(model, network, tables, ranks or {})
-    total = 1 + sum(map(len, options.values()))
-    done = 0
-
-    def loss() -> float:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, total, "cutting one layer at a time")
-        logits = model(inputs).float()
-        return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.flatten()).item()
-
-    with _batch_statistics(model):
-        table = _saved(path, network, len(targets), loss())
-        losses = {layer: dict(known) for layer, known in table.losses.items()}
-        for layer, asked in options.items():
-            known = losses.setdefault(layer, {})
-            missing = [rank for rank in asked if str(rank) not in known]
-            done += len(asked) - len(missing)
-            for rank in missing:
-                with at_ranks(model, {layer: rank}):
-                    known[str(rank)] = loss()
-            table = table.model_copy(update={"losses": losses})
-            if missing and path is not None:
-                table.save(path)
-    return table
+    asked = _asked_ranks(model, network, tables, ranks or {})
+    of = _Of(network.fingerprint, _fingerprint(model, inputs, targets, chunk), len(targets))
+    with pairing(model, inputs, targets, chunk=chunk) as paired:
+        session = _Session(paired, asked, of, tolerance, path)
+        for index in range(len(paired)):
+            for _ in session.run(index):
+                if progress is not None:
+                    progress(*session.done(), "cutting one layer at a time")
+    return session.made()
 
 
-def _saved(path: Path | None, network: Network, images: int, base_loss: float) -> Sensitivity:
-    """What `path` holds for this network, weights and images; the uncut loss tells the weights apart."""
-    fresh = Sensitivity(network=network.fingerprint, images=images, base_loss=base_loss, losses={})
+class _Of(NamedTuple):
+    """What a saved table has in common with the one to be made, when it can be gone on with."""
+
+    network: str
+    measured_on: str
+    images: int
+
+
+class _Session:
+    """What is known of the options that are asked for, chunk after chunk."""
+
+    def __init__(
+        self, paired: Paired, asked: Mapping[str, Sequence[int]], of: _Of, tolerance: float, path: Path | None
+    ) -> None:
+        self.paired, self.asked, self.of, self.tolerance, self.path = paired, asked, of, tolerance, path
+        self.settled: set[tuple[str, int]] = set()
+        found = _saved(path, of)
+        self.base = None if found is None else Uncut(found.base_loss, found.base_top1, found.n)
+        self.cuts = {} if found is None else {layer: dict(cuts) for layer, cuts in found.options.items()}
+
+    def run(self, index: int) -> Iterator[None]:
+        """Measure on this chunk what needs it, one step after another."""
+        before, after = self.paired.until[index : index + 2]
+        if before == after:
+            return  # padding alone
+        needed = {
+            layer: [rank for rank in ranks if self._seen(layer, rank) == before and not self._settled(layer, rank)]
+            for layer, ranks in self.asked.items()
+        }
+        if self.base is not None and not any(needed.values()):
+            return
+        uncut = self.paired.begin(index)
+        if self.base is None or self.base.n == before:
+            self.base = uncut if self.base is None else self.base.joined(uncut)
+            yield
+        for layer, ranks in needed.items():
+            cuts = self.cuts.setdefault(layer, {})
+            for rank in ranks:
+                cuts[rank] = joined(cuts.get(rank), self.paired.cut({layer: rank}))
+                yield
+            if ranks and self.path is not None:
+                self.made().save(self.path)
+
+    def made(self) -> Sensitivity:
+        assert self.base is not None, "there is always a chunk with a target that counts"
+        return Sensitivity(
+            **self.of._asdict(),
+            base_loss=self.base.loss,
+            base_top1=self.base.top1,
+            n=self.base.n,
+            options={layer: dict(sorted(cuts.items())) for layer, cuts in self.cuts.items() if cuts},
+        )
+
+    def done(self) -> tuple[int, int]:
+        """Runs done or saved, and all that there could be."""
+        options = [(layer, rank) for layer, ranks in self.asked.items() for rank in ranks]
+        chunks = len(self.paired)
+        done = sum(chunks if self._settled(*each) else self._chunks(self._seen(*each)) for each in options)
+        return 1 + done, 1 + len(options) * chunks
+
+    def _seen(self, layer: str, rank: int) -> int:
+        cut = self.cuts.get(layer, {}).get(rank)
+        return 0 if cut is None else cut.n
+
+    def _chunks(self, n: int) -> int:
+        """How many chunks hold the first n targets that count."""
+        return sum(end <= n for end in self.paired.until[1:])
+
+    def _settled(self, layer: str, rank: int) -> bool:
+        cut = self.cuts.get(layer, {}).get(rank)
+        if cut is None or self.base is None or self._chunks(cut.n) < _LEAST_CHUNKS:
+            return False
+        # For good: the mean uncut loss still moves with every chunk, and with it the limit.
+        if cut.loss_se < self.tolerance * max(cut.loss_increase, _FLOOR * self.base.loss):
+            self.settled.add((layer, rank))
+        return (layer, rank) in self.settled
+
+
+def _saved(path: Path | None, of: _Of) -> Sensitivity | None:
+    """What `path` holds, if it is of this network, weights and inputs."""
     if path is None or not path.exists():
-        return fresh
-    found = Sensitivity.load(path)
-    same = found.network == fresh.network and found.images == images
-    return found if same and math.isclose(found.base_loss, base_loss, rel_tol=1e-5) else fresh
+        return None
+    try:
+        found = Sensitivity.load(path)
+    except TableError:
+        return None  # of an older version, or damaged: it would be made again in any case
+    return found if of == (found.network, found.measured_on, found.images) else None
 
 
-def _measured_ranks(
+def _fingerprint(model: nn.Module, inputs: Tensor, targets: Tensor, chunk: int) -> str:
+    """Changes with the weights and all that decides which inputs run together."""
+    content = hashlib.sha256(str((chunk, tuple(inputs.shape), str(inputs.dtype))).encode())
+    for tensor in (*model.state_dict().values(), inputs, targets):
+        # As bytes: numpy has no bfloat16.
+        flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        content.update(memoryview(flat.numpy()))
+    return content.hexdigest()[:12]
+
+
+def _asked_ranks(
     model: nn.Module, network: Network, tables: Sequence[LatencyTable], ranks: Mapping[str, Sequence[int]]
 ) -> dict[str, list[int]]:
-    """The ranks of each ordered layer that any of the tables has a time for or that are given, ascending."""
+    """The ranks of each ordered layer that a table makes worth a cut or that are given, ascending."""
     layers = ordered_layers(model)
     found = {}
     for layer in network.ordered:
-        timed = (rank for table in tables for rank in table.ranks(layer.spec) if rank != DENSE)
-        in_gauge = (rank for table in tables for rank in table.gauge_ranks(layer.spec))
-        asked = {*timed, *in_gauge, *ranks.get(layer.name, ())}
+        paying = (rank for table in tables for rank in (*_paying(table, layer), *table.gauge_ranks(layer.spec)))
+        asked = {*ranks.get(layer.name, ()), *paying}
         found[layer.name] = sorted(rank for rank in asked if 1 <= rank <= layers[layer.name].rank)
     return found
 
 
-@contextmanager
-def _batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Eval mode, but BatchNorm normalises by the batch at hand and learns nothing from it."""
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    saved = [
-        (norm, norm.momentum, None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone())
-        for norm in norms
-    ]
-    with evaluating(model):
-        for norm in norms:
-            norm.momentum = 0.0
-            norm.train()
-        try:
-            yield
-        finally:
-            for norm, momentum, counted in saved:
-                norm.momentum = momentum
-                if counted is not None and norm.num_batches_tracked is not None:
-                    norm.num_batches_tracked.copy_(counted)
+def _paying(table: LatencyTable, layer: Layer) -> list[int]:
+    """The ranks that are not slower than dense: no plan takes another."""
+    timed = table.ranks(layer.spec)
+    limit = table.row(layer.spec, DENSE).ms if DENSE in timed else float("inf")
+    return [rank for rank in timed if rank != DENSE and table.row(layer.spec, rank).ms <= limit]

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from maestro_edge.errors import CheckpointError, TableError
-from maestro_edge.ordered import ordered_layers, trace
+from maestro_edge.ordered import Ordered, ordered_layers, trace
 from maestro_edge.planning import chain, measure_sensitivity
 from maestro_edge.recipes.run import Progress, Run
 from maestro_edge.training import AlternatingSampler, Sampler, TrainSettings
@@ -63,10 +63,14 @@ def chain_sampler(
     return make
 
 
+def _tried(layer: Ordered) -> set[int]:
+    return {max(1, round(share * layer.rank)) for share in _SHARES}
+
+
 def _find(run: Run, model: nn.Module, table: LatencyTable | None, progress: Progress | None) -> Chain:
     network = trace(model, run.example)
     ranks = {
-        name: sorted({max(1, round(share * layer.rank)) for share in _SHARES})
+        name: sorted(rank for rank in _tried(layer) if not layer.above_break_even(rank))
         for name, layer in ordered_layers(model).items()
     }
     sensitivity = measure_sensitivity(

@@ -2,13 +2,14 @@
 
 run.json          which data and model          plans/*.json       one a runtime and budget
 dense/, ordered/  checkpoints                   files/             exports and their manifest.json
-sensitivity.json  loss per layer and rank       bundle/            what an app reads
+sensitivity.json  what each rank costs          bundle/            what an app reads
 work/             what profiling can go on from probes/            what an iPhone measures
 report.html
 """
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -48,8 +49,9 @@ __all__ = ["Run", "RunFacts", "create", "open_run"]
 Progress = Callable[[int, int, str], None]
 
 _CALIBRATION_IMAGES = 512
-_LOSS_IMAGES = 512
-_LOSS_PAIRS = 64  # each has L targets, and L x 9,483 logits
+_LOSS_IMAGES = 2048  # at most: an option that fewer decide uses fewer
+_LOSS_PAIRS = 512
+_LOSS_NUMBERS = 2**26  # 256 MiB of prepared images, and 512 images in any case
 
 
 class RunFacts(Saved):
@@ -167,7 +169,8 @@ class Run:
 
     def loss_inputs(self, split: datasets.Split) -> tuple[Tensor, Tensor]:
         """Prepared inputs (N, …) and targets of `split` that sensitivities are measured on."""
-        count = _LOSS_PAIRS if self.data.is_text else _LOSS_IMAGES
+        fitting = max(512, _LOSS_NUMBERS // math.prod(self.example[0].shape))
+        count = _LOSS_PAIRS if self.data.is_text else min(_LOSS_IMAGES, fitting)
         inputs, targets = split.inputs[:count], split.targets[:count]
         if self.data.is_text:
             inputs, targets = trimmed(inputs, targets)
