@@ -29,6 +29,7 @@ from maestro_edge.runtimes import MeasuringProtocol, export, load
 from maestro_edge.training import TrainSettings
 from maestro_edge.values import DENSE, LatencyRow, LatencyTable, LayerSpec, RankPlan, Sensitivity, Timing
 from tests.conftest import REST_MS, FakeRuntime, TinyNet, layer_ms
+from tests.test_planning import losses_of
 from tests.test_run import small
 
 
