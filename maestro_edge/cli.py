@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 _PIPELINE = (
     *("demo", "data", "order", "recipes", "train", "devices", "runners", "profile", "profiles"),
-    *("plan", "export", "verify", "deploy", "sweep", "bundle", "report"),
+    *("plan", "fleet", "export", "verify", "deploy", "sweep", "bundle", "report"),
 )
 
 
@@ -686,6 +686,47 @@ def plan(
             for hint in made.hints():
                 _console().print(f"[yellow]{hint}[/yellow]")
             _console().print(plan_table(made))
+
+
+@_command
+def fleet(
+    run: RunFolder,
+    table: Annotated[
+        list[Path], typer.Option(help="A device's latency table, such as profiles/…json; repeat it.")
+    ],
+    budget_ms: Annotated[
+        list[str], typer.Option(help="Median milliseconds: once for all tables, or once for each in their order.")
+    ],
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Share of the loss that a device may give up for a shared variant.")
+    ] = 0.02,
+    export: Annotated[bool, typer.Option("--export", help="Also export and check one file a variant.")] = False,
+    model: OwnModel = None,
+) -> None:
+    """Plan for several devices at once, with one variant where it serves several; no device need be connected."""
+    budgets = _budgets(budget_ms)
+    from maestro_edge.recipes.run import open_run
+    from maestro_edge.recipes.steps import fleet_run, sensitivity_of
+    from maestro_edge.recipes.variants import export_fleet
+    from maestro_edge.terminal import fleet_table
+    from maestro_edge.values import LatencyTable
+
+    opened, tables = open_run(run, model=model), [LatencyTable.load(path) for path in table]
+    if len(budgets) not in (1, len(tables)):
+        _fail(f"{len(tables)} tables and {len(budgets)} budgets: give one budget for all, or one for each")
+    with _steps() as step:
+        sensitivity = sensitivity_of(opened, tables, progress=step("sensitivity"))
+    each = budgets if len(budgets) > 1 else budgets * len(tables)
+    groups = fleet_run(opened, tables, sensitivity, each, tolerance=tolerance)
+    for found in tables:
+        for doubt in found.doubts(opened.network):
+            _console().print(f"[yellow]{doubt}[/yellow]")
+    _console().print(fleet_table([group.plans for group in groups]))
+    _console().print(f"plans   {run / 'fleet'}")
+    if export:
+        with _steps() as step:
+            path = export_fleet(opened, groups, progress=step("export"))
+        _console().print(f"files   {path}")
 
 
 @_command

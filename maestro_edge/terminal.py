@@ -9,7 +9,7 @@ from rich.table import Table
 from maestro_edge.profiling.inventory import Listing
 from maestro_edge.values import DeviceFacts, Manifest, RankPlan, Variant
 
-__all__ = ["devices_table", "front_table", "plan_table", "variants_table"]
+__all__ = ["devices_table", "fleet_table", "front_table", "plan_table", "variants_table"]
 
 
 def devices_table(devices: Sequence[Listing]) -> Table:
@@ -48,9 +48,10 @@ def plan_table(plan: RankPlan) -> Table:
     promises = ", ".join(
         f"budget {promise.budget}, predicted {promise.budget.say(promise.predicted)}" for promise in plan.promises
     )
-    gap = f"loss +{plan.loss_increase:.4f}, at most {plan.gap:.4f} above the optimum"
-    title = f"{plan.network_name} on {plan.device}, {plan.runtime} {plan.runtime_version}: {promises}; {gap}"
-    table = Table("layer", "shape", title=title, title_justify="left")
+    title = f"{plan.network_name} on {plan.device}, {plan.runtime} {plan.runtime_version}: {promises}"
+    table = Table(
+        "layer", "shape", title=title, title_justify="left", caption=_losses(plan), caption_justify="left"
+    )
     for heading in ("rank", "params", "MACs", "kB", "ms", "dense ms"):
         table.add_column(heading, justify="right")
     for layer in plan.layers:
@@ -81,6 +82,18 @@ def plan_table(plan: RankPlan) -> Table:
             "",
         )
     return table
+
+
+def _losses(plan: RankPlan) -> str:
+    """The sum over the layers, how near it is to the least possible, and what they lose together."""
+    told = f"validation loss: layers alone add {plan.loss_increase:+.4f}, at most {plan.gap:.4f} above the optimum"
+    cut = plan.measured_loss
+    if cut is None:
+        return told
+    return (
+        f"{told}; together, measured on {cut.n} targets, {cut.loss_increase:+.4f} ± {cut.loss_se:.4f} "
+        f"(top-1 {-100 * cut.top1_drop:+.1f} ± {100 * cut.top1_se:.1f} points)"
+    )
 
 
 def variants_table(manifest: Manifest) -> Table:
@@ -134,4 +147,25 @@ def front_table(variants: Sequence[Variant], beaten: Mapping[str, str]) -> Table
             f"{variant.size_bytes / 1000:,.0f}",
             beaten.get(variant.name, ""),
         )
+    return table
+
+
+def fleet_table(groups: Sequence[Sequence[RankPlan]]) -> Table:
+    """A row a device, under the variant that it shares with others or has for itself."""
+    table = Table("variant", "device", "runtime")
+    for heading in ("budget", "predicted", "dense ms", "loss", "params"):
+        table.add_column(heading, justify="right")
+    for number, plans in enumerate(groups, start=1):
+        for item in plans:
+            table.add_row(
+                str(number),
+                item.device,
+                f"{item.runtime} {item.runtime_version} {item.precision}",
+                "\n".join(str(promise.budget) for promise in item.promises),
+                "\n".join(promise.budget.say(promise.predicted) for promise in item.promises),
+                f"{item.dense_ms:.3f}",
+                f"{item.loss_increase:+.4f}",
+                f"{item.totals().params:,}",
+            )
+        table.add_section()
     return table

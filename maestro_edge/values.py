@@ -858,6 +858,9 @@ class RankPlan(Saved):
     source: Source = Field(default="measured", description="of the table")
     promises: tuple[Promise, ...] = Field(min_length=1)
     least_loss: float
+    measured_loss: Cut | None = Field(
+        default=None, description="of all layers cut together, on validation inputs: the sum is an approximation"
+    )
     predicted_ms: Milliseconds
     dense_ms: Milliseconds = Field(description="predicted for the dense network")
     layers: tuple[LayerPlan, ...]

@@ -3,14 +3,18 @@
 from maestro_edge.planning.budgets import account
 from maestro_edge.planning.chain import chain
 from maestro_edge.planning.exact import solve_exactly
+from maestro_edge.planning.fleet import Shared, plan_fleet
 from maestro_edge.planning.greedy import Option, Solution, solve
 from maestro_edge.planning.interaction import Interaction, corrected, measure_interaction
 from maestro_edge.planning.plan import plan, plan_nested, reachable_ms, within
+from maestro_edge.planning.problem import Budgets
 from maestro_edge.planning.sensitivity import measure_sensitivity
 
 __all__ = [
+    "Budgets",
     "Interaction",
     "Option",
+    "Shared",
     "Solution",
     "account",
     "chain",
@@ -18,6 +22,7 @@ __all__ = [
     "measure_interaction",
     "measure_sensitivity",
     "plan",
+    "plan_fleet",
     "plan_nested",
     "reachable_ms",
     "solve",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -13,7 +14,16 @@ from maestro_edge.bundling import bundle
 from maestro_edge.devices import Device
 from maestro_edge.errors import CheckpointError, TableError
 from maestro_edge.ordered import cut, order, ordered_layers, trace
-from maestro_edge.planning import measure_sensitivity, plan, plan_nested
+from maestro_edge.planning import (
+    Budgets,
+    Shared,
+    corrected,
+    measure_interaction,
+    measure_sensitivity,
+    plan,
+    plan_fleet,
+    plan_nested,
+)
 from maestro_edge.profiling import measure_networks, profile
 from maestro_edge.recipes.chains import chain_sampler
 from maestro_edge.recipes.run import Progress, Run
@@ -29,7 +39,7 @@ from maestro_edge.training import (
     start_tracking,
     train,
 )
-from maestro_edge.values import Budget, LatencyTable, Manifest, Precision, RankPlan, Sensitivity
+from maestro_edge.values import Cut, LatencyTable, Manifest, Precision, RankPlan, Sensitivity
 
 __all__ = [
     "PredictionCheck",
@@ -37,6 +47,7 @@ __all__ = [
     "bundle_run",
     "check_prediction",
     "clear_plans",
+    "fleet_run",
     "load_runtimes",
     "load_table",
     "plan_run",
@@ -48,6 +59,8 @@ __all__ = [
     "train_run",
 ]
 
+_INTERACTION_INPUTS = 512
+"""Validation inputs on which a whole plan is evaluated."""
 _CARRIED = "coreml"
 """The runtime whose device measures by itself: its files are carried there, its answers back."""
 
@@ -345,23 +358,60 @@ def plan_run(
     run: Run,
     table: LatencyTable,
     sensitivity: Sensitivity,
-    budgets: Sequence[float | Sequence[Budget]],
+    budgets: Sequence[Budgets],
     *,
     nested: bool = True,
     exact: bool = False,
 ) -> list[RankPlan]:
     """Plan every budget (a number in ms, or several of one plan) on a table, then save all plans.
 
-    None is saved when one cannot be made.
+    What a plan's layers lose together is measured on validation inputs; sensitivities that were corrected by that
+    make a second set of plans, which is kept if it loses less in all when measured. None is saved when one
+    cannot be made.
     """
-    given, gauge = (run.network, table, sensitivity), run.gauge_ranks(table)
-    if nested:
-        made = list(plan_nested(*given, budgets, exact=exact, gauge=gauge))
-    else:
-        made = [plan(*given, each, exact=exact, gauge=gauge) for each in budgets]
-    for item in made:
+    gauge = run.gauge_ranks(table)
+    inputs, targets = run.loss_inputs(run.data.validation)
+    inputs, targets = inputs[:_INTERACTION_INPUTS], targets[:_INTERACTION_INPUTS]
+    measured: dict[str, Cut] = {}
+
+    def made(losses: Sensitivity) -> list[RankPlan]:
+        given = run.network, table, losses
+        if nested:
+            plans = list(plan_nested(*given, budgets, exact=exact, gauge=gauge))
+        else:
+            plans = [plan(*given, each, exact=exact, gauge=gauge) for each in budgets]
+        for item in plans:
+            if str(item.ranks) not in measured:
+                found = measure_interaction(run.ordered, sensitivity, item.ranks, inputs, targets)
+                measured[str(item.ranks)] = found.measured
+        return [item.model_copy(update={"measured_loss": measured[str(item.ranks)]}) for item in plans]
+
+    plans = made(sensitivity)
+    fitted = corrected(sensitivity, [(item.ranks, measured[str(item.ranks)].loss_increase) for item in plans])
+    if fitted is not sensitivity:
+        plans = min(plans, made(fitted), key=_measured_loss)
+    for item in plans:
         item.save(run.folder / "plans" / f"{item.name}.json")
-    return made
+    return plans
+
+
+def _measured_loss(plans: Sequence[RankPlan]) -> float:
+    return sum(item.measured_loss.loss_increase for item in plans if item.measured_loss)
+
+
+def fleet_run(
+    run: Run,
+    tables: Sequence[LatencyTable],
+    sensitivity: Sensitivity,
+    budgets: Sequence[Budgets],
+    *,
+    tolerance: float,
+) -> tuple[Shared, ...]:
+    """Plan for several devices at once; their plans go to fleet/DEVICE/ in the run's folder, as files of all."""
+    groups = plan_fleet(run.network, tables, sensitivity, budgets, tolerance=tolerance)
+    for item in (item for group in groups for item in group.plans):
+        item.save(run.folder / "fleet" / re.sub(r"[^\w.+-]+", "-", item.device) / f"{item.name}.json")
+    return groups
 
 
 def clear_plans(run: Run) -> None:
