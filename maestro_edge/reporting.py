@@ -144,10 +144,13 @@ def front_figure(variants: Sequence[Variant], beaten: Mapping[str, str]) -> Figu
             )
         face = "none" if variant.name in beaten else colour
         axes.plot([ms], [percent], marker, ms=size, color=colour, mfc=face, mew=1.5, label=legend)
-    axes.set(xlabel="measured p50 in ms", ylabel="validation accuracy in %", xscale="log")
+    axes.set(xlabel="measured p50 in ms; hollow: beaten in time and accuracy", ylabel="validation accuracy in %")
+    axes.set_xscale("log")
     axes.margins(0.12, 0.16)
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, high - 4), high)  # as in pareto_figure()
     _plain_ticks(axes)
-    figure.legend(*_legend_entries([axes]), loc="outside upper left", ncols=3)
+    figure.legend(*_legend_entries([axes]), loc="outside upper left", ncols=2)
     _part_labels(figure, axes, labels, [label.xy[0] for label in labels])
     return figure
 

@@ -77,15 +77,16 @@ Quantity = Literal["ms", "p90_ms", "size_bytes", "memory_bytes", "macs", "params
 """What a budget may bound: median and 90th percentile of a run, bytes of the exported file, peak bytes of the
 process that runs it, counts of one forward pass, and energy of one run."""
 
-UNITS: Final[Mapping[Quantity, str]] = {
-    "ms": "ms",
-    "p90_ms": "ms at p90",
-    "size_bytes": "bytes of file",
-    "memory_bytes": "bytes of memory",
-    "macs": "MACs",
-    "params": "parameters",
-    "energy_mj": "mJ",
+UNITS: Final[Mapping[Quantity, tuple[float, str]]] = {
+    "ms": (1, "ms"),
+    "p90_ms": (1, "ms at p90"),
+    "size_bytes": (1e3, "kB of file"),
+    "memory_bytes": (1e6, "MB of memory"),
+    "macs": (1e6, "MMACs"),
+    "params": (1, "parameters"),
+    "energy_mj": (1, "mJ"),
 }
+"""How quantities are told: of what size the unit is, and its name."""
 
 Milliseconds = Annotated[float, Field(gt=0)]
 Pair = tuple[int, int]
@@ -792,25 +793,15 @@ class Budget(Value):
 
     def say(self, value: float, digits: int = 4) -> str:
         """A number of this quantity, with its unit."""
-        text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
-        return f"{text} {UNITS[self.quantity]}"
+        scale, unit = UNITS[self.quantity]
+        text = f"{value / scale:,.0f}" if abs(value / scale) >= 1000 else f"{value / scale:.{digits}g}"
+        return f"{text} {unit}"
 
     @property
     def tag(self) -> str:
         """Short, for names of files."""
-        scale, unit = _TAGS[self.quantity]
-        return f"{self.limit / scale:g}{unit}"
-
-
-_TAGS: Final[Mapping[Quantity, tuple[float, str]]] = {
-    "ms": (1, "ms"),
-    "p90_ms": (1, "ms-p90"),
-    "size_bytes": (1e3, "kB"),
-    "memory_bytes": (1e6, "MB-memory"),
-    "macs": (1e6, "MMACs"),
-    "params": (1e3, "k-params"),
-    "energy_mj": (1, "mJ"),
-}
+        scale, unit = UNITS[self.quantity]
+        return f"{self.limit / scale:g}{unit}".replace(" ", "-")
 
 
 class Promise(Value):
@@ -1057,7 +1048,7 @@ def check_budgets(budgets: float | str | Budget | Sequence[Budget]) -> tuple[Bud
         quantities = [budget.quantity for budget in budgets]
         twice = next((quantity for quantity in quantities if quantities.count(quantity) > 1), None)
         if twice or not quantities:
-            what = f"two budgets of {UNITS[twice]}" if twice else "no budget"
+            what = f"two budgets of {UNITS[twice][1]}" if twice else "no budget"
             raise BudgetError(f"{what}: give one of each quantity that is bounded")
         return tuple(budgets)
     return (Budget(quantity="ms", limit=check_budget(budgets)),)

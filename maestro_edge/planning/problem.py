@@ -184,7 +184,7 @@ class Problem:
         if len(limits) == 1:
             budget, floor = self.budgets[0], self.accounts[0].whole(alone[0])
             what = "fastest plan" if budget.quantity in _OF_TIME else "smallest plan"
-            unit = "milliseconds" if budget.quantity in _OF_TIME else UNITS[budget.quantity]
+            unit = "milliseconds" if budget.quantity in _OF_TIME else UNITS[budget.quantity][1]
             hint = f" (budgets are in {unit})" if floor > 100 * budget.limit else ""
             return (
                 f"a budget of {budget} is below the {what}, {budget.say(asked[0])} with its margin, on "

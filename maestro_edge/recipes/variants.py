@@ -150,7 +150,8 @@ def export_variant(
 ) -> Variant:
     """Export and gate one plan, or the dense network in a precision, and describe the file; it is not timed yet.
 
-    It goes to `folder`, or to files/ in the run's. In int8 the accuracy is that of the file itself, on at most 2,000 images of a split.
+    It goes to `folder`, or to files/ in the run's. In int8 the accuracy is that of the file itself, on at most
+    2,000 images of a split.
     """
     plan = item if isinstance(item, RankPlan) else None
     precision: Precision = item.precision if isinstance(item, RankPlan) else item

@@ -1,0 +1,135 @@
+"""The front of accuracy against time: which files stand on it, what beats the others, what is written."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from maestro_edge.devices import LocalDevice
+from maestro_edge.recipes.run import Run, create
+from maestro_edge.recipes.steps import fleet_run, profile_run, sensitivity_of, train_run
+from maestro_edge.recipes.sweep import Front, beaten_by, spread, sweep_run
+from maestro_edge.recipes.variants import Fleet, export_fleet
+from maestro_edge.reporting import front_figure, write_front
+from maestro_edge.runtimes import digest
+from maestro_edge.runtimes.protocol import Array
+from maestro_edge.values import LatencyTable, MeasuredMs, Sensitivity, Variant
+from tests.conftest import FakeRuntime
+from tests.test_reporting import variant
+from tests.test_run import DENSE, NESTED, PROTOCOL, small
+
+
+def file(name: str, p50: float, accuracy: float) -> Variant:
+    update = {"name": name, "validation_accuracy": accuracy, "measured_ms": MeasuredMs(p50=p50, p90=p50, n=20)}
+    return variant("litert", 0.9).model_copy(update=update)
+
+
+def test_a_file_is_beaten_by_what_is_faster_and_as_accurate() -> None:
+    """Equal files do not beat each other; an int8 network may beat a plan."""
+    files = [
+        *(file("plan", 1.0, 0.90), file("dense", 2.0, 0.92), file("int8", 0.9, 0.91)),
+        *(file("small", 0.5, 0.80), file("twin", 0.5, 0.80), file("slow", 3.0, 0.92)),
+    ]
+
+    assert beaten_by(files) == {"plan": "int8", "slow": "dense"}
+
+
+def test_budgets_are_spread_by_ratio_and_never_below_the_lowest() -> None:
+    """From the fastest plan up to just below dense."""
+    budgets = spread(1.0, 16.0, 4)
+
+    assert budgets == pytest.approx([1.0, 2.0, 4.0, 8.0], rel=1e-3)
+    assert budgets[0] >= 1.0 and len(spread(2.0, 1.0, 3)) == 3
+
+
+class Swept:
+    def __init__(self, folder: Path) -> None:
+        self.run: Run = create(folder / "run", data="digits")
+        self.run.__dict__["data"] = small(self.run.data)
+        train_run(self.run, dense=DENSE, nested=NESTED)
+        self.runtime, self.device = FakeRuntime(), LocalDevice()
+        self.table: LatencyTable = profile_run(
+            self.run, self.runtime, self.device, profiles=folder / "profiles", protocol=PROTOCOL
+        )
+        self.losses: Sensitivity = sensitivity_of(self.run, [self.table])
+        self.front: Front = sweep_run(
+            self.run, self.runtime, self.device, [self.table], self.losses, protocol=PROTOCOL, count=3
+        )
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    return Swept(tmp_path_factory.mktemp("swept"))
+
+
+def test_a_sweep_measures_plans_and_dense_networks_together(swept: Swept) -> None:
+    """Three plans from the fastest up, and the dense network in three precisions; the CSV tells them by time."""
+    front, folder = swept.front, swept.run.folder
+
+    rivals = [each for each in front.variants if not each.is_planned]
+    plans = [each for each in front.variants if each.is_planned]
+    assert {each.precision for each in rivals} == {"fp32", "int8-dynamic", "int8-static"} and len(plans) == 3
+    for each in plans:
+        assert each.measured_ms and each.budget_ms and each.measured_ms.p50 <= each.budget_ms
+        assert each.validation_accuracy is not None
+    assert front.beaten == beaten_by(front.variants)
+    assert Front.load(folder / "sweep-fake.json") == front
+    with (folder / "sweep-fake.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert [row["name"] for row in rows] == [
+        each.name for each in sorted(front.variants, key=lambda each: each.measured("ms") or 0)
+    ]
+    assert {row["name"]: row["beaten_by"] for row in rows if row["beaten_by"]} == front.beaten
+
+
+class WrongInEightBits(FakeRuntime):
+    """Files in int8 compute something else."""
+
+    def predict(self, path: Path, inputs: Array) -> Array:
+        return super().predict(path, inputs) + np.float32(99 if "int8" in path.name else 0)
+
+
+def test_a_rival_that_its_gate_refuses_is_left_out_and_told(swept: Swept) -> None:
+    """A sweep does not fail for what nobody planned."""
+    wrong = WrongInEightBits(version="2.0")
+
+    front = sweep_run(swept.run, wrong, swept.device, [swept.table], swept.losses, protocol=PROTOCOL, count=1)
+
+    assert [each.precision for each in front.variants] == ["fp32", "fp32"]
+    assert len(front.left_out) == 2 and "int8-static-dense is left out:" in front.left_out[1]
+
+
+def test_the_front_is_drawn(swept: Swept, tmp_path: Path) -> None:
+    """A hollow mark for what is beaten, a star for each dense network."""
+    figure = front_figure(swept.front.variants, swept.front.beaten)
+
+    marks = [line for line in figure.axes[0].lines if line.get_marker() not in ("None", None, "")]
+    assert len(marks) == len(swept.front.variants)
+    assert sum(mark.get_marker() == "*" for mark in marks) == 3
+    assert sum(mark.get_markerfacecolor() == "none" for mark in marks) == len(swept.front.beaten)
+    assert (
+        write_front(tmp_path / "front.png", swept.front.variants, swept.front.beaten).read_bytes()[1:4] == b"PNG"
+    )
+
+
+def test_a_fleet_has_a_file_for_each_group_of_devices(swept: Swept, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two devices of equal speed share one; the list names them, and the file is as it says."""
+    monkeypatch.setattr("maestro_edge.recipes.variants.load", lambda name: swept.runtime)
+    twin = swept.table.model_copy(update={"device": swept.table.device.model_copy(update={"name": "twin 2"})})
+    low, high = (swept.table.predict_ms(swept.run.network, {}) * share for share in (0.6, 1.2))
+
+    groups = fleet_run(swept.run, [swept.table, twin, swept.table], swept.losses, [low, low, high], tolerance=0.0)
+    path = export_fleet(swept.run, groups)
+
+    fleet = Fleet.load(path)
+    assert [each.devices for each in fleet.files] == [
+        tuple(item.device for item in group.plans) for group in groups
+    ]
+    assert ("twin 2" in fleet.files[0].devices) and len(fleet.files[0].devices) >= 2
+    for number, each in enumerate(fleet.files, start=1):
+        assert digest(path.parent / f"variant-{number}" / each.variant.file) == each.variant.sha256
+        assert each.variant.measured_ms is None and each.variant.budgets == ()
+    assert (path.parent / "twin-2").is_dir()
