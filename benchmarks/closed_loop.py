@@ -111,7 +111,7 @@ def trained(name: str, source: str, folder: Path, epochs: int | None) -> Run:
 
 
 def uniform(run: Run, table: LatencyTable, limit_ms: float) -> dict[str, Rank] | None:
-    """The largest share of all ranks, each taken down to one that was timed, that is predicted within the limit."""
+    """The largest share of all ranks, taken down to ones that were timed, that is predicted within the limit."""
     found = None
     for share in np.linspace(0.02, 1.0, 50):
         ranks: dict[str, Rank] = {}
@@ -198,7 +198,7 @@ def _told(variant: Variant) -> dict[str, float]:
 
 
 def summary(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Of each case: budgets missed in the first round and at the end, MAPE, and how far ours is above each rival."""
+    """Of each case: budgets missed in the first round and at the end, MAPE, how far ours is above each rival."""
     lines = []
     for case in cases:
         plans = case["plans"]

@@ -239,6 +239,34 @@ def test_the_loop_goes_on_until_every_budget_holds_and_tells_its_rounds(exported
         )
 
 
+class Disturbed(FakeRuntime):
+    """Twice as slow in the first measurement, which says so."""
+
+    def __init__(self, inner: FakeRuntime) -> None:
+        super().__init__()
+        self.models, self.rounds = inner.models, 0
+
+    def measure(self, device: Any, paths: Any, protocol: Any) -> Any:
+        self.rounds += 1
+        calm = self.rounds > protocol.most_runs
+        self.slowdown = 1.0 if calm else 2.0
+        timings = super().measure(device, paths, protocol)
+        return {name: timing.model_copy(update={"disturbed": not calm}) for name, timing in timings.items()}
+
+
+def test_a_disturbed_measurement_takes_no_ranks_away(exported: Planned) -> None:
+    """What other programs made too slow is measured again before a plan is made again."""
+    before = Manifest.load(exported.run.manifest_path)
+
+    manifest, log = verify_run(
+        exported.run, Disturbed(exported.runtime), exported.device, profiles=exported.profiles, protocol=PROTOCOL
+    )
+
+    assert [variant.ranks for variant in manifest.variants] == [variant.ranks for variant in before.variants]
+    assert len(log) == 1 and "was disturbed while budgets were missed; measured again" in log[0]
+    assert not any(variant.missed for variant in manifest.variants)
+
+
 def test_one_round_only_measures(exported: Planned) -> None:
     """What misses is told, and nothing is planned again."""
     exported.runtime.slowdown = 1.12
