@@ -972,19 +972,12 @@ def _budgets(given: list[str] | None) -> tuple[float, ...]:
 
 def _plan_budgets(ms: list[str] | None, *others: str | None) -> list[tuple[Budget, ...]]:
     """The budgets of each plan: one of `ms`, and all others."""
-    from maestro_edge.values import Budget, check_budget
+    from maestro_edge.values import UNITS, Budget, check_budget
 
-    scales: tuple[tuple[Quantity, float], ...] = (
-        ("p90_ms", 1),
-        ("size_bytes", 1e3),
-        ("memory_bytes", 1e6),
-        ("macs", 1e6),
-        ("params", 1),
-        ("energy_mj", 1),
-    )
+    quantities: tuple[Quantity, ...] = ("p90_ms", "size_bytes", "memory_bytes", "macs", "params", "energy_mj")
     common = tuple(
-        Budget(quantity=quantity, limit=scale * check_budget(given))
-        for (quantity, scale), given in zip(scales, others, strict=True)
+        Budget(quantity=quantity, limit=UNITS[quantity][0] * check_budget(given, quantity))
+        for quantity, given in zip(quantities, others, strict=True)
         if given is not None
     )
     if not ms and not common:

@@ -1024,15 +1024,18 @@ class Manifest(Saved):
     variants: tuple[Variant, ...]
 
 
-def check_budget(budget_ms: float | str) -> float:
-    """A budget in milliseconds as a positive finite number.
+def check_budget(given: float | str, quantity: Quantity = "ms") -> float:
+    """A budget as a positive finite number, in the unit that the quantity is told in.
 
     Raises:
         BudgetError: it is not.
     """
-    value = _positive(budget_ms)
+    value = _positive(given)
     if value is None:
-        raise BudgetError(f"a budget of {budget_ms!r} is not a time: give positive milliseconds, such as 2.5")
+        what = "a time: give positive milliseconds, such as 2.5"
+        if quantity not in ("ms", "p90_ms"):
+            what = f"an amount of {UNITS[quantity][1]}: give a positive number"
+        raise BudgetError(f"a budget of {given!r} is not {what}")
     return value
 
 

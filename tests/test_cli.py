@@ -141,8 +141,11 @@ def test_help_is_quick_and_reads_like_the_pipeline(tmp_path: Path) -> None:
         "devices",
         "profile",
         "plan",
+        "fleet",
         "export",
         "verify",
+        "deploy",
+        "sweep",
         "bundle",
         "report",
     ]
