@@ -92,7 +92,7 @@ def test_every_command_and_option_of_the_readme_exists() -> None:
     lines = re.findall(r"^ {4}maestro-edge (.*?)(?: +#.*)?$", README, re.MULTILINE)
     group = get_command(app)
 
-    assert len(lines) == 11
+    assert len(lines) == 13
     for line in lines:
         name, *argv = shlex.split(line)
         command = group.commands[name]  # type: ignore[attr-defined]
