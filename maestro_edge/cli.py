@@ -71,7 +71,8 @@ BudgetMj = Annotated[str | None, typer.Option(help="Millijoules of a run, where 
 Precisions = Annotated[
     list[str] | None,
     typer.Option(
-        "--precision", help="fp32, int8-dynamic or int8-static; repeat it to have plans in each. [default: fp32]"
+        "--precision",
+        help="fp32, fp16, int8-dynamic, int8-static; repeat it to have plans in each. [default: fp32]",
     ),
 ]
 Rounds = Annotated[int, typer.Option(min=1, max=5, help="Measurements at most; with 1 nothing is planned again.")]
@@ -535,7 +536,8 @@ def profile(
     profiles: Profiles = Path("profiles"),
     threads: Threads = 1,
     precision: Annotated[
-        Literal["fp32", "int8-dynamic", "int8-static"], typer.Option(help="Of the files that are measured.")
+        Literal["fp32", "fp16", "int8-dynamic", "int8-static"],
+        typer.Option(help="Of the files that are measured."),
     ] = "fp32",
     check: Annotated[
         int, typer.Option(min=0, help="Measure this many random networks and print the prediction's error.")

@@ -140,7 +140,7 @@ def probes(
     out: Annotated[Path | None, typer.Option(help="Folder to make; default RUN/probes.")] = None,
     runtime: Annotated[Literal["coreml"], typer.Option(help="Whose files; others need no carrying.")] = "coreml",
     precision: Annotated[
-        Literal["fp32", "int8-dynamic"], typer.Option(help="Of the files that are measured.")
+        Literal["fp32", "fp16", "int8-dynamic"], typer.Option(help="Of the files that are measured.")
     ] = "fp32",
     model: Annotated[str | None, typer.Option(help="The run's own package.module:function.")] = None,
 ) -> Iterator[object]:

@@ -66,9 +66,10 @@ NOT_TOLD: Final = "not told"
 """What stands where an imported file says nothing, and a text has to stand."""
 
 Rank = PositiveInt | Literal["dense"]
-Precision = Literal["fp32", "int8-dynamic", "int8-static"]
-"""Of weights and arithmetic; a file's inputs and outputs are floats in all. In int8-dynamic activations get their
-scales while the network runs, in int8-static from samples when it is exported."""
+Precision = Literal["fp32", "fp16", "int8-dynamic", "int8-static"]
+"""Of weights and arithmetic; a file's inputs and outputs are floats in all. In fp16 the weights are halves, and
+the arithmetic too where the device has it. In int8-dynamic activations get their scales while the network runs, in
+int8-static from samples when it is exported."""
 
 Source = Literal["measured", "imported", "modelled", "emulated"]
 """Emulated: timed on a device whose processor is emulated: the flow is real, the times say nothing of a device."""

@@ -71,7 +71,7 @@ class CoreML:
         """
         path = Path(path)
         if precision == "int8-static":
-            raise ExportError("Core ML offers no int8-static: choose fp32 or int8-dynamic")
+            raise ExportError("Core ML offers no int8-static: choose fp32, fp16 or int8-dynamic")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
@@ -129,7 +129,7 @@ def _convert(model: nn.Module, inputs: tuple[Tensor, ...], package: Path, precis
                 _exported_program(model, inputs),
                 convert_to="mlprogram",
                 minimum_deployment_target=coremltools.target.iOS18,
-                compute_precision=coremltools.precision.FLOAT32,
+                compute_precision=getattr(coremltools.precision, "FLOAT16" if precision == "fp16" else "FLOAT32"),
                 inputs=[tensor_type(key, each.shape) for key, each in zip(names, inputs, strict=True)],
                 outputs=[tensor_type("output")],
                 package_dir=str(package),

@@ -70,6 +70,9 @@ class ExecuTorch:
         *,
         calibration: Sequence[Tensor] | None = None,
     ) -> None:
+        if precision == "fp16":
+            # What XNNPACK makes of a model in halves for x86 is as large as in floats.
+            raise ExportError("ExecuTorch files gain nothing in fp16: choose fp32, int8-dynamic or int8-static")
         samples = calibration_inputs(inputs, calibration) if precision == "int8-static" else []
         with silence():
             try:

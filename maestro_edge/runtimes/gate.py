@@ -52,10 +52,17 @@ class Limits(NamedTuple):
 
 
 _FP32: Final = Limits(sqnr_db=60, top1_agreement=1, max_error=0.01)
+# Rounding weights to halves leaves 60 dB and more, arithmetic in halves less: Core ML's may use either.
+_FP16: Final = Limits(sqnr_db=40, top1_agreement=0.95, max_error=0.05)
 # Rounding to 8 bits leaves 25 dB and more, ranges that clip less than 20 (tests/test_int8.py holds both). Noise
 # of a tenth of the signal may turn near ties of classes; more than one sample in ten is no tie.
 _INT8: Final = Limits(sqnr_db=20, top1_agreement=0.9, max_error=0.25)
-LIMITS: Final[dict[Precision, Limits]] = {"fp32": _FP32, "int8-dynamic": _INT8, "int8-static": _INT8}
+LIMITS: Final[dict[Precision, Limits]] = {
+    "fp32": _FP32,
+    "fp16": _FP16,
+    "int8-dynamic": _INT8,
+    "int8-static": _INT8,
+}
 
 
 def export(
@@ -178,13 +185,13 @@ def difference(
 ) -> str:
     """Where the file leaves the model, found by exporting it with all its layers' outputs.
 
-    In fp32 that is the first layer that differs, in int8 the one across which most SQNR is lost.
+    In floats that is the first layer that differs, in int8 the one across which most SQNR is lost.
     """
     try:
         layers = _sqnr_by_layer(model, samples[:2], runtime, precision, calibration)
     except ExportError as error:
         return f"the layer is unknown (they cannot be exported one by one: {error})"
-    if precision == "fp32":
+    if precision in ("fp32", "fp16"):
         below = (name for name, sqnr_db in layers if sqnr_db < LIMITS[precision].sqnr_db)
         return f"first layer that differs: {next(below, 'none alone, they agree one by one')}"
     held = [(name, min(sqnr_db, _EIGHT_BITS_DB)) for name, sqnr_db in layers]

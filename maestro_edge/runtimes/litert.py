@@ -70,7 +70,9 @@ class LiteRT:
             try:
                 litert_torch.convert(contiguous_copy(model), inputs).export(str(whole))
                 content = whole.read_bytes()
-                if precision != "fp32":
+                if precision == "fp16":
+                    content = _halved(content)
+                elif precision != "fp32":
                     content = _quantized(content, samples)
             except Exception as error:
                 raise export_error("LiteRT", path, error) from error
@@ -141,6 +143,25 @@ def _quantized(content: bytes, samples: Sequence[Tensor]) -> bytes:
         recipe.add_quantization_config(".*", operators.DEPTHWISE_CONV_2D, algorithm_key=AlgorithmName.NO_QUANTIZE)
     made = quantizer.Quantizer(content, recipe.get_quantization_recipe()).quantize(ranges)
     return bytes(made.quantized_model)
+
+
+def _halved(content: bytes) -> bytes:
+    """The model with float16 weights, which the runtime widens when it loads where it has no such arithmetic."""
+    from ai_edge_quantizer import qtyping, quantizer, recipe_manager
+    from ai_edge_quantizer.algorithm_manager import AlgorithmName
+
+    weights = qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT)
+    config = qtyping.OpQuantizationConfig(
+        weight_tensor_config=weights, compute_precision=qtyping.ComputePrecision.FLOAT
+    )
+    recipe = recipe_manager.RecipeManager()
+    recipe.add_quantization_config(
+        ".*",
+        qtyping.TFLOperationName.ALL_SUPPORTED,
+        op_config=config,
+        algorithm_key=AlgorithmName.FLOAT_CASTING,
+    )
+    return bytes(quantizer.Quantizer(content, recipe.get_quantization_recipe()).quantize().quantized_model)
 
 
 _IDS = {"int64": "int32"}

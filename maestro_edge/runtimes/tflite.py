@@ -127,7 +127,7 @@ class _Graph:
         return tensor
 
     def constant(self, data: npt.NDArray[Any]) -> int:
-        types = {"float32": "FLOAT32", "int32": "INT32", "int8": "INT8"}
+        types = {"float32": "FLOAT32", "float16": "FLOAT16", "int32": "INT32", "int8": "INT8"}
         tensor = self.floats(data.shape, getattr(self.schema.TensorType, types[data.dtype.name]))
         buffer = self.schema.BufferT()
         buffer.data = np.frombuffer(data.tobytes(), np.uint8)
@@ -162,10 +162,13 @@ class _Graph:
         return values
 
     def weights(self, *shape: int, axis: int | None = 0) -> int:
-        """Floats, or int8 with one scale for each channel along `axis`; None: one for all."""
+        """Floats, halves made floats, or int8 with one scale for each channel along `axis`; None: one for all."""
         values = self.normal(*shape)
         if self.precision == "fp32":
             return self.constant(values)
+        if self.precision == "fp16":
+            halves = self.constant(values.astype(np.float16))
+            return self.operator("DEQUANTIZE", [halves], self.floats(shape), self.schema.DequantizeOptionsT())
         # scales of the weights' own: with equal ones tflite-runtime 2.14 leaves dynamic convolutions out
         others = tuple(each for each in range(len(shape)) if each != axis)
         steps = np.abs(values).max(axis=others, keepdims=True) / 127
