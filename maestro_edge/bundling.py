@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from maestro_edge.errors import TableError
 from maestro_edge.runtimes import digest
 from maestro_edge.values import Manifest
 
-__all__ = ["bundle"]
+__all__ = ["bundle", "manifest_schema"]
 
 
 def bundle(folder: Path, manifest: Manifest, files: Mapping[str, Path]) -> Path:
@@ -73,3 +74,9 @@ def _copy(source: Path | None, folder: Path, name: str, sha256: str) -> None:
         shutil.copytree(source, folder / name)
     else:
         shutil.copyfile(source, folder / name)
+
+
+def manifest_schema() -> str:
+    """What a manifest.json may hold, as JSON Schema (2020-12): the text of apps/manifest.schema.json."""
+    found = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Manifest.model_json_schema()}
+    return json.dumps(found, indent=1) + "\n"

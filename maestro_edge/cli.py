@@ -957,11 +957,13 @@ def report(
     from maestro_edge.recipes.steps import load_runtimes, load_table, report_run
 
     opened = open_run(run, model=model)
-    names = sorted({item.runtime for item in opened.plans()})
+    made_on = sorted({(item.runtime, item.precision) for item in opened.plans()})
     with _device(device) as connected:
         tables = [
-            load_table(opened, item, connected, profiles=profiles, threads=threads)
-            for item in load_runtimes(names)
+            load_table(
+                opened, load_runtimes([name])[0], connected, profiles=profiles, threads=threads, precision=each
+            )
+            for name, each in made_on
         ]
     _console().print(f"report  {report_run(opened, tables)}")
 

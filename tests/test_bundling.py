@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from maestro_edge.bundling import bundle
+from maestro_edge.bundling import bundle, manifest_schema
 from maestro_edge.errors import TableError
 from maestro_edge.runtimes import digest
 from maestro_edge.values import DENSE, DeviceFacts, InputSpec, Manifest, Variant
@@ -335,3 +335,10 @@ def test_a_folder_is_hashed_in_the_order_of_its_paths_as_text(tmp_path: Path) ->
     found = digest(tmp_path)
 
     assert found == hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def test_the_published_schema_is_that_of_the_values() -> None:
+    """apps/manifest.schema.json, which apps are written against: write manifest_schema() there when it changes."""
+    published = Path(__file__).parents[1] / "apps" / "manifest.schema.json"
+
+    assert published.read_text() == manifest_schema()

@@ -321,6 +321,17 @@ def test_choose_equals_brute_force(
     assert chosen is (variants[min(allowed)[2]] if allowed else None)
 
 
+SELECTION = json.loads((APP.parents[1] / "testdata" / "selection.json").read_text())["cases"]
+
+
+@pytest.mark.parametrize("case", SELECTION, ids=lambda case: case["case"])
+def test_choose_passes_the_vectors_of_all_apps(case: dict[str, Any]) -> None:
+    """The one file of cases that every app's selection is held to."""
+    chosen = app.choose(case["variants"], case["budget_ms"], case["runtimes"])
+
+    assert (chosen and chosen["name"]) == case["chosen"]
+
+
 @given(rows, times, times, runtimes)
 def test_a_larger_budget_never_costs_accuracy(
     rows: list[tuple[str, float | None, float]], one: float, other: float, here: set[str]
