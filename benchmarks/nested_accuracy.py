@@ -29,7 +29,7 @@ from maestro_edge.ordered import cut, order, ordered_layers, trace
 from maestro_edge.planning import chain, measure_sensitivity
 from maestro_edge.recipes import data as datasets
 from maestro_edge.recipes.models import load_model
-from maestro_edge.recipes.multi30k import padding, trimmed
+from maestro_edge.recipes.multi30k import trimmed
 from maestro_edge.recipes.run import augment
 from maestro_edge.training import (
     AlternatingSampler,
@@ -129,7 +129,7 @@ class Trial:
             augment=None
             if shift is None or name in ("mnist", "fashion")
             else lambda images, generator: augment(images, generator, shift=shift, flip=self.data.flip),
-            padding=padding(inputs[chosen]) if self.data.is_text else None,
+            trim=trimmed if self.data.is_text else None,
         )
         size = self.settings.batch_size
         self.calibration = [self._prepared(slice(i * size, (i + 1) * size)) for i in range(8)]
@@ -188,9 +188,6 @@ class Trial:
             self.train_set,
             inputs=self.train_set.inputs[torch.arange(16 * self.settings.batch_size)],
             targets=self.train_set.targets[: 16 * self.settings.batch_size],
-            padding=padding(self.train_set.inputs[torch.arange(16 * self.settings.batch_size)])
-            if self.data.is_text
-            else None,
         )
         one = self.settings.model_copy(update={"epochs": 1, "warmup_epochs": 0.0})
         for _ in range(3):
@@ -281,7 +278,8 @@ class Trial:
                 "epochs": [first.epochs, settings.epochs],
                 **self.scores(model),
             }
-        return {"task": self.name, "seed": self.seed, "step_ratios": ratios, "ways": found}
+        device = LocalDevice().facts().name
+        return {"task": self.name, "seed": self.seed, "device": device, "step_ratios": ratios, "ways": found}
 
 
 def summary(trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

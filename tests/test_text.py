@@ -15,7 +15,7 @@ from maestro_edge.devices import LocalDevice
 from maestro_edge.errors import DataError, ModelError
 from maestro_edge.ordered import explain, order, trace
 from maestro_edge.recipes import data as datasets
-from maestro_edge.recipes.multi30k import BOS, EOS, IGNORED, PAD, UNK, load_corpus, padding, trimmed, words_of
+from maestro_edge.recipes.multi30k import BOS, EOS, IGNORED, PAD, UNK, load_corpus, trimmed, words_of
 from maestro_edge.recipes.run import create
 from maestro_edge.recipes.steps import bundle_run, plan_run, profile_run, report_run, sensitivity_of, train_run
 from maestro_edge.recipes.translation import (
@@ -351,26 +351,27 @@ def test_trimming_changes_no_loss() -> None:
     torch.testing.assert_close(*losses)
 
 
-def test_an_epoch_of_text_sees_every_pair_once_with_little_padding() -> None:
-    """Batches hold pairs of like length; none is lost or repeated."""
-    inputs, targets = random_pairs(256, 24)
-    inputs[:, 0] = torch.arange(256) + 4  # names the pair
-    seen: list[Tensor] = []
+def test_training_on_trimmed_batches_is_training_on_padded_ones() -> None:
+    """The same batches, narrower, and the same weights after them."""
+    inputs, targets = random_pairs(64, 24)
+    widths: list[int] = []
 
     def prepare(rows: Tensor) -> Tensor:
-        seen.append(rows)
+        widths.append(rows.shape[1])
         return rows
 
-    torch.manual_seed(0)
-    model = Transformer(260, width=8, heads=2, inner=8, layers=1, dropout=0.0)
-    data = TrainSet("pairs", inputs, targets, prepare, padding=padding(inputs))
-    train(model, data, TrainSettings(epochs=1, batch_size=8, warmup_epochs=0))
+    def weights(trim: Any) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        model = Transformer(20, width=8, heads=2, inner=8, layers=1, dropout=0.0)
+        data = TrainSet("pairs", inputs, targets, prepare, trim=trim)
+        settings = TrainSettings(epochs=2, batch_size=4, warmup_epochs=0, bf16=False)
+        return dict(train(model, data, settings)[0].state_dict())
 
-    assert sorted(torch.cat([rows[:, 0] for rows in seen]).tolist()) == list(range(4, 260))
-    words = int(inputs.ne(PAD).sum())
-    assert words / sum(rows.numel() for rows in seen) > 0.7 > 1.2 * words / inputs.numel()
-    widths = [rows.shape[1] for rows in seen]
-    assert widths != sorted(widths)
+    padded, trimmed_ones = weights(None), weights(trimmed)
+
+    torch.testing.assert_close(trimmed_ones, padded, rtol=1e-4, atol=1e-6)
+    whole, narrow = widths[: len(widths) // 2], widths[len(widths) // 2 :]
+    assert set(whole) == {48} and min(narrow) < 44 and max(narrow) <= 48
 
 
 def test_text_takes_the_path_of_images(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from maestro_edge.errors import DataError
-from maestro_edge.training import Padding
 
 __all__ = [
     "BOS",
@@ -30,7 +29,6 @@ __all__ = [
     "Corpus",
     "Pairs",
     "load_corpus",
-    "padding",
     "trimmed",
     "words_of",
 ]
@@ -73,20 +71,11 @@ def words_of(line: str) -> list[str]:
     return WORD.findall(line.lower())
 
 
-def padding(inputs: Tensor) -> Padding:
-    """How long the longer side of each of the (N, 2 L) pairs is, for batches of pairs of like length."""
-    return Padding(_lengths(inputs).amax(1), trimmed)
-
-
 def trimmed(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """(N, 2 l) inputs and (N, l) targets of (N, 2 L) and (N, L): l is the longest side of any of the pairs."""
-    longest = int(_lengths(inputs).max())
+    longest = int(inputs.view(len(inputs), 2, -1).ne(PAD).sum(2).max())
     sides = inputs.view(len(inputs), 2, -1)[:, :, :longest]
     return sides.reshape(len(inputs), -1), targets[:, :longest]
-
-
-def _lengths(inputs: Tensor) -> Tensor:
-    return inputs.view(len(inputs), 2, -1).ne(PAD).sum(2)  # (N, 2)
 
 
 def load_corpus(folder: Path, *, max_length: int = 40, min_frequency: int = 3) -> Corpus:

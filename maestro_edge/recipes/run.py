@@ -24,7 +24,7 @@ from maestro_edge.errors import CheckpointError, DataError
 from maestro_edge.ordered import cut, gauge_layers, gauge_ranks, trace
 from maestro_edge.recipes import data as datasets
 from maestro_edge.recipes.models import DEFAULT_MODEL, load_model
-from maestro_edge.recipes.multi30k import padding, trimmed
+from maestro_edge.recipes.multi30k import trimmed
 from maestro_edge.training import (
     Score,
     TrainSet,
@@ -164,7 +164,7 @@ class Run:
             targets=self.data.train.targets,
             prepare=self.data.normalise,
             augment=None if as_given else varied,
-            padding=padding(inputs) if self.data.is_text and isinstance(inputs, Tensor) else None,
+            trim=trimmed if self.data.is_text else None,
         )
 
     def loss_inputs(self, split: datasets.Split) -> tuple[Tensor, Tensor]:

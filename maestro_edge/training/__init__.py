@@ -2,7 +2,7 @@
 
 from maestro_edge.training.checkpoint import Checkpoint, load_checkpoint, restore_model, save_checkpoint
 from maestro_edge.training.evaluation import Inputs, Score, batches, evaluate, recalibrate
-from maestro_edge.training.loop import Epoch, Padding, TrainSet, TrainSettings, start_tracking, train
+from maestro_edge.training.loop import Epoch, TrainSet, TrainSettings, start_tracking, train
 from maestro_edge.training.ordering import Ordering
 from maestro_edge.training.samplers import (
     AlternatingSampler,
@@ -23,7 +23,6 @@ __all__ = [
     "IndependentSampler",
     "Inputs",
     "Ordering",
-    "Padding",
     "PairSampler",
     "Sampler",
     "SandwichSampler",

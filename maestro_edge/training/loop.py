@@ -30,13 +30,11 @@ from maestro_edge.values import LatencyTable, Value
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Epoch", "Padding", "TrainSet", "TrainSettings", "split", "start_tracking", "train"]
+__all__ = ["Epoch", "TrainSet", "TrainSettings", "split", "start_tracking", "train"]
 
 Progress = Callable[[int, int, float], None]
 
 _CALIBRATION_BATCHES = 8
-_WINDOW_BATCHES = 16
-"""Padded inputs are sorted by length within so many batches: wide enough to pad little, and still shuffled."""
 
 
 class TrainSettings(Value):
@@ -75,19 +73,11 @@ MakeSampler = Callable[[nn.Module], Sampler | None]
 
 
 @dataclass(frozen=True)
-class Padding:
-    """How long each padded input is, (N,), and what cuts a raw batch and its targets to the longest of them."""
-
-    lengths: Tensor
-    trim: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
 class TrainSet:
     """(N, …) inputs and (N,) or (N, T) targets, where -100 does not count.
 
-    `prepare` makes a raw batch an input of the model; `augment` varies the raw batch first. With `padding`
-    a batch holds inputs of like length and nothing behind the longest of them.
+    `prepare` makes a raw batch an input of the model; `augment` varies the raw batch first; `trim` cuts
+    from it and its targets what is padding in all of them.
     """
 
     name: str
@@ -95,12 +85,12 @@ class TrainSet:
     targets: Tensor
     prepare: Callable[[Tensor], Tensor]
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
-    padding: Padding | None = None
+    trim: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
     def batch(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """Raw inputs and targets at the indices `chosen`, without the padding that all of them have."""
         inputs, targets = self.inputs[chosen], self.targets[chosen]
-        return (inputs, targets) if self.padding is None else self.padding.trim(inputs, targets)
+        return (inputs, targets) if self.trim is None else self.trim(inputs, targets)
 
 
 class Epoch(Value):
@@ -368,14 +358,8 @@ class _Run:
         """Indices of this step: the order of an epoch depends on its number alone, so it can be resumed."""
         shuffled = torch.Generator().manual_seed(self.settings.seed * 100_003 + self.epoch)
         permutation = torch.randperm(len(self.data.inputs), generator=shuffled)
-        size = self.settings.batch_size
-        if self.data.padding is not None:
-            windows = torch.split(permutation[: self.steps_per_epoch * size], _WINDOW_BATCHES * size)
-            lengths = self.data.padding.lengths
-            alike = (window[lengths[window].argsort(stable=True)].view(-1, size) for window in windows)
-            rows = [rows[torch.randperm(len(rows), generator=shuffled)] for rows in alike]
-            return torch.cat(rows)[self.step]
-        return permutation[self.step * size : (self.step + 1) * size]
+        start = self.step * self.settings.batch_size
+        return permutation[start : start + self.settings.batch_size]
 
     def _prepared(self, chosen: Tensor) -> Tensor:
         return self._prepare(self.data.inputs[chosen])
@@ -388,7 +372,7 @@ class _Run:
         """This process's shares of the batch, one for each micro-batch."""
         index, processes = self.accelerator.process_index, self.accelerator.num_processes
         mine = [index + processes * micro for micro in range(self.settings.accumulate)]
-        if self.data.augment is None and self.data.padding is None:
+        if self.data.augment is None and self.data.trim is None:
             targets = self.data.targets[chosen].to(self.accelerator.device)
             return [(self._prepared(chosen[part :: self.parts]), targets[part :: self.parts]) for part in mine]
         # All processes vary the whole batch alike, then take their share: one process would do the same.
