@@ -739,6 +739,15 @@ class Cut(Value):
     top1_se: float = Field(ge=0)
     n: PositiveInt = Field(description="targets that count, on which it was measured")
 
+    @property
+    def charge(self) -> float:
+        """What a plan counts for it: the rise of the loss and one standard error, and no gain for a fall.
+
+        The least of many noisy numbers is below its true value, so a plan that took every fall for a gain would
+        cut what nothing forces it to cut.
+        """
+        return max(0.0, self.loss_increase) + self.loss_se
+
 
 class Sensitivity(Saved):
     """What each layer of an ordered network, cut alone to each of some ranks, costs on validation inputs.
@@ -773,6 +782,14 @@ class Sensitivity(Saved):
             TableError: this layer was not evaluated at this rank.
         """
         return 0.0 if rank == DENSE else self.option(layer, rank).loss_increase
+
+    def charge(self, layer: str, rank: Rank) -> float:
+        """What a plan counts for the layer at this rank, see Cut; 0 for dense.
+
+        Raises:
+            TableError: this layer was not evaluated at this rank.
+        """
+        return 0.0 if rank == DENSE else self.option(layer, rank).charge
 
     def accuracy_drop(self, layer: str, rank: Rank) -> float:
         """How much top-1 (0 to 1) falls below the uncut network's; 0 for dense.
@@ -823,6 +840,7 @@ class LayerPlan(Value):
     ms: float
     dense_ms: float
     loss_increase: float
+    charge: float = Field(description="what the solver counted for it, see Cut.charge")
 
 
 class Totals(Value):
@@ -837,7 +855,7 @@ class Totals(Value):
 class RankPlan(Saved):
     """A rank or dense for every ordered layer, chosen under budgets on one table.
 
-    `least_loss` is what no choice within the budgets can be below: the optimum, or a bound of it.
+    `least_charge` is what no choice within the budgets can be below: the optimum, or a bound of it.
     """
 
     network: str
@@ -849,7 +867,7 @@ class RankPlan(Saved):
     threads: PositiveInt | None
     source: Source = Field(default="measured", description="of the table")
     promises: tuple[Promise, ...] = Field(min_length=1)
-    least_loss: float
+    least_charge: float
     measured_loss: Cut | None = Field(
         default=None, description="of all layers cut together, on validation inputs: the sum is an approximation"
     )
@@ -893,9 +911,14 @@ class RankPlan(Saved):
         return sum(layer.loss_increase for layer in self.layers)
 
     @property
+    def charge(self) -> float:
+        """What the solver made as small as it could: the layers' charges added up."""
+        return sum(layer.charge for layer in self.layers)
+
+    @property
     def gap(self) -> float:
-        """How much more loss than the optimum the plan has at most, in the loss's own unit."""
-        return max(0.0, self.loss_increase - self.least_loss)
+        """How much more charge than the optimum the plan has at most, in the loss's own unit."""
+        return max(0.0, self.charge - self.least_charge)
 
     def hints(self) -> tuple[str, ...]:
         """Budgets that are likely of another unit, in words: they bound nothing."""

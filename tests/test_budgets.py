@@ -127,7 +127,7 @@ def test_several_budgets_hold_together() -> None:
     both = plan(NETWORK, TABLE, SENSITIVITY, [bound("ms", 4.5), bound("macs", macs)], margin=0)
 
     assert NETWORK.macs(alone.ranks) > macs >= NETWORK.macs(both.ranks)
-    assert both.predicted_ms <= 4.5 and both.loss_increase >= alone.loss_increase
+    assert both.predicted_ms <= 4.5 and both.charge >= alone.charge
     assert [promise.budget.quantity for promise in both.promises] == ["ms", "macs"]
     assert (both.name, both.budget_ms) == (f"executorch-4.5ms-{macs / 1e6:g}MMACs", 4.5)
 
@@ -199,7 +199,7 @@ def test_larger_budgets_never_lower_a_rank(
 
     for budget, item, alone in zip(budgets, made, free, strict=True):
         assert item.budget_ms == budget and item.predicted_ms <= budget * (1 + 1e-9)
-        assert item.least_loss == alone.least_loss
+        assert item.least_charge == alone.least_charge
         for other, larger in zip(budgets, made, strict=True):
             assert budget > other or never_lower(item, larger)
 
@@ -218,8 +218,29 @@ def test_the_gap_is_a_bound_and_the_exact_plan_has_none(
     exact = plan(of, table, losses, budget_ms, margin=0, exact=True)
 
     assert exact.gap <= 1e-6
-    assert exact.loss_increase <= greedy.loss_increase + 1e-9
-    assert greedy.loss_increase - greedy.gap <= exact.loss_increase + 1e-6
+    assert exact.charge <= greedy.charge + 1e-9
+    assert greedy.charge - greedy.gap <= exact.charge + 1e-6
+
+
+def doubtful(losses: Sensitivity, *layers: str) -> Sensitivity:
+    """With a standard error at every rank of these layers."""
+    options = {
+        layer: {r: cut.model_copy(update={"loss_se": 0.05 if layer in layers else 0.0}) for r, cut in cuts.items()}
+        for layer, cuts in losses.options.items()
+    }
+    return losses.model_copy(update={"options": options})
+
+
+def test_a_fall_of_the_loss_is_no_reason_to_cut_and_doubt_costs() -> None:
+    """With a budget that dense keeps nothing is cut; of two equal rises the surer one is taken."""
+    lucky = doubtful(sensitivity(NETWORK, [[-0.1, -0.2, -0.3]] * 2), "layer0", "layer1")
+    even = doubtful(sensitivity(NETWORK, [[0.1, 0.1, 0.1]] * 2), "layer0")
+    times = [[1.0, 1.5, 2.0, 3.0], [1.0, 1.5, 2.0, 3.0]]
+
+    assert set(plan(NETWORK, TABLE, lucky, 5.0, margin=0).ranks.values()) == {DENSE}
+    made = plan(NETWORK, latency_table(NETWORK, times), even, 5.0, margin=0)
+    assert made.ranks["layer0"] == DENSE and made.ranks["layer1"] != DENSE
+    assert (made.loss_increase, made.charge) == pytest.approx((0.1, 0.1))
 
 
 def test_within_compares_budgets_quantity_by_quantity() -> None:

@@ -139,6 +139,7 @@ def plan(budget_ms: float, runtime: str = "executorch", *, names: Sequence[str] 
             ms=layer_ms(spec, rank),
             dense_ms=layer_ms(spec, DENSE),
             loss_increase=0.01,
+            charge=0.01,
         )
         for name, spec, rank in zip(names, LAYERS.values(), PLANNED[budget_ms], strict=True)
     ]
@@ -161,7 +162,7 @@ def plan(budget_ms: float, runtime: str = "executorch", *, names: Sequence[str] 
                 dense=dense_ms,
             ),
         ),
-        least_loss=0.01,
+        least_charge=0.01,
         predicted_ms=predicted_ms,
         dense_ms=dense_ms,
         layers=tuple(layers),

@@ -35,7 +35,7 @@ def plan_fleet(
     """A plan for every table under its own of `budgets`, as few different ones as can be.
 
     Two plans become one where a choice keeps the budgets of both on their own tables and the predicted loss of
-    each device, base_loss and its increase, rises by at most `tolerance` of itself. Pairs that lose least are
+    each device, base_loss and the plan's charge, rises by at most `tolerance` of itself. Pairs that lose least are
     merged first, then groups, until none can be. Only tables of one runtime, version and precision can share: a
     file is of one.
 
@@ -50,10 +50,8 @@ def plan_fleet(
         for table, own in zip(tables, budgets, strict=True)
     ]
     alone = [problem.plan(exact=False) for problem in problems]
-    groups = [_Group((index,), item.ranks, item.loss_increase) for index, item in enumerate(alone)]
-    limits = [
-        (1 + tolerance) * (sensitivity.base_loss + item.loss_increase) - sensitivity.base_loss for item in alone
-    ]
+    groups = [_Group((index,), item.ranks, item.charge) for index, item in enumerate(alone)]
+    limits = [(1 + tolerance) * (sensitivity.base_loss + item.charge) - sensitivity.base_loss for item in alone]
     while merged := _cheapest(groups, problems, limits):
         groups = [group for group in groups if not set(group.members) <= set(merged.members)] + [merged]
     return tuple(
@@ -112,7 +110,7 @@ def _together(problems: Sequence[Problem]) -> tuple[dict[str, Rank], float] | No
         [
             Option(
                 tuple(each.of_layer(specs[name], rank) for problem in problems for each in problem.accounts),
-                problems[0].sensitivity.increase(name, rank),
+                problems[0].sensitivity.charge(name, rank),
             )
             for rank in common[name]
         ]

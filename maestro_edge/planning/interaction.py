@@ -94,8 +94,9 @@ def corrected(sensitivity: Sensitivity, measured: Sequence[tuple[Mapping[str, Ra
         return float(scale * max(0.0, rise) ** power)
 
     def changed(cut: Cut) -> Cut:
-        above, below = of(cut.loss_increase + cut.loss_se), of(cut.loss_increase - cut.loss_se)
-        return cut.model_copy(update={"loss_increase": of(cut.loss_increase), "loss_se": (above - below) / 2})
+        rise = of(cut.loss_increase)
+        doubt = of(max(0.0, cut.loss_increase) + cut.loss_se) - rise  # upwards: a lucky cut stays a doubtful one
+        return cut.model_copy(update={"loss_increase": rise, "loss_se": doubt})
 
     options = {
         layer: {rank: changed(cut) for rank, cut in cuts.items()} for layer, cuts in sensitivity.options.items()

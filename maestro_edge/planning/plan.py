@@ -70,10 +70,11 @@ def plan_nested(
     if not nested:
         named = "; ".join(" and ".join(map(str, problem.budgets)) for problem in problems)
         raise BudgetError(f"no nested plans were found for {named}: plan each by itself (--no-nested)")
-    found = min(nested, key=lambda chain: sum(item.loss_increase for item in chain))
+    found = min(nested, key=lambda chain: sum(item.charge for item in chain))
     # The optimum is that of each budget by itself: the gap tells what nesting costs too.
     return tuple(
-        item.model_copy(update={"least_loss": alone.least_loss}) for item, alone in zip(found, free, strict=True)
+        item.model_copy(update={"least_charge": alone.least_charge})
+        for item, alone in zip(found, free, strict=True)
     )
 
 

@@ -94,7 +94,7 @@ class Problem:
             [
                 Option(
                     tuple(each.of_layer(spec, rank) for each in self.accounts),
-                    self.sensitivity.increase(name, rank),
+                    self.sensitivity.charge(name, rank),
                 )
                 for spec, rank in found
             ]
@@ -143,6 +143,7 @@ class Problem:
                 ms=table.row(*picked[layer.name]).ms,
                 dense_ms=table.row(layer.spec, DENSE).ms,
                 loss_increase=self.sensitivity.increase(layer.name, picked[layer.name][1]),
+                charge=self.sensitivity.charge(layer.name, picked[layer.name][1]),
             )
             for layer in network.ordered
         )
@@ -167,7 +168,7 @@ class Problem:
                 )
                 for budget, margin, each in zip(self.budgets, self.margins, self.accounts, strict=True)
             ),
-            least_loss=bound,
+            least_charge=bound,
             predicted_ms=predicted_ms,
             dense_ms=time.whole(sum(layer.dense_ms for layer in layers)),
             layers=layers,
