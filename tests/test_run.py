@@ -16,7 +16,7 @@ from maestro_edge.planning import account, reachable_ms
 from maestro_edge.recipes.chains import Chain, chain_sampler
 from maestro_edge.recipes.data import Data, Split
 from maestro_edge.recipes.demo import spread_budgets
-from maestro_edge.recipes.deploy import verify_run
+from maestro_edge.recipes.deploy import table_of, verify_run
 from maestro_edge.recipes.run import Run, augment, create, open_run, remove
 from maestro_edge.recipes.steps import (
     bundle_run,
@@ -265,6 +265,22 @@ def test_a_disturbed_measurement_takes_no_ranks_away(exported: Planned) -> None:
     assert [variant.ranks for variant in manifest.variants] == [variant.ranks for variant in before.variants]
     assert len(log) == 1 and "was disturbed while budgets were missed; measured again" in log[0]
     assert not any(variant.missed for variant in manifest.variants)
+
+
+def test_deploying_profiles_what_is_not_there_and_nothing_over_what_is_damaged(
+    planned: Planned, tmp_path: Path
+) -> None:
+    """A known table is used as it is; a damaged one is refused before anything is measured."""
+    run, runtime, device = planned.run, FakeRuntime(), planned.device
+
+    made = table_of(run, runtime, device, profiles=tmp_path, protocol=PROTOCOL)
+    measured = len(runtime.measured)
+    again = table_of(run, runtime, device, profiles=tmp_path, protocol=PROTOCOL)
+    assert measured and again == made and len(runtime.measured) == measured
+    (tmp_path / made.file_name).write_text("{")
+    with pytest.raises(TableError, match="not a readable LatencyTable"):
+        table_of(run, runtime, device, profiles=tmp_path, protocol=PROTOCOL)
+    assert len(runtime.measured) == measured
 
 
 def test_one_round_only_measures(exported: Planned) -> None:

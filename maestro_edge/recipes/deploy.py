@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from maestro_edge.devices import Device
 from maestro_edge.errors import BudgetError, TableError
 from maestro_edge.planning import account, plan, within
 from maestro_edge.profiling import Conditions, measure_calmly, recalibrate
 from maestro_edge.recipes.run import Progress, Run
-from maestro_edge.recipes.steps import load_table, profile_run
+from maestro_edge.recipes.steps import load_table, profile_run, table_path
 from maestro_edge.recipes.variants import export_variant
 from maestro_edge.runtimes import MeasuringProtocol, Runtime, digest
 from maestro_edge.values import (
@@ -120,11 +121,15 @@ def table_of(
     precision: Precision = "fp32",
     progress: Progress | None = None,
 ) -> LatencyTable:
-    """The device's table that is calibrated for the run's network, profiled now where there is none."""
-    try:
-        table = load_table(run, runtime, device, profiles=profiles, threads=protocol.threads, precision=precision)
-        table.calibration(run.network)
-    except TableError:
+    """The device's table that is calibrated for the run's network, profiled now where there is none.
+
+    Raises:
+        TableError: there is one that cannot be read, or that something else measured: it is not measured over.
+    """
+    where: dict[str, Any] = {"profiles": profiles, "threads": protocol.threads, "precision": precision}
+    known = table_path(runtime, device, **where).exists()
+    table = load_table(run, runtime, device, **where) if known else None
+    if table is None or all(fit.network != run.network.fingerprint for fit in table.calibrations):
         return profile_run(
             run, runtime, device, profiles=profiles, protocol=protocol, precision=precision, progress=progress
         )

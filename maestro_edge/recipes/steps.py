@@ -55,6 +55,7 @@ __all__ = [
     "report_run",
     "require_report",
     "sensitivity_of",
+    "table_path",
     "train_recipe",
     "train_run",
 ]
@@ -311,9 +312,7 @@ def load_table(
     if runtime.name == _CARRIED:
         return _carried_table(run, runtime, profiles)
     name, version = device.facts().name, runtime.version_on(device)
-    path = profiles / f"{name}.{runtime.name}-{version}.{precision}-t{threads}.json"
-    if not path.exists() and path.with_suffix(".emulated.json").exists():
-        path = path.with_suffix(".emulated.json")
+    path = table_path(runtime, device, profiles=profiles, threads=threads, precision=precision)
     if not path.exists():
         others = sorted(found.name for found in profiles.glob(f"{name}.{runtime.name}-*.json"))
         hint = f" (found {', '.join(others)})" if others else ""
@@ -323,6 +322,13 @@ def load_table(
     table = LatencyTable.load(path)
     table.require(runtime=runtime.name, runtime_version=version, threads=threads, device=name, precision=precision)
     return table
+
+
+def table_path(runtime: Runtime, device: Device, *, profiles: Path, threads: int, precision: Precision) -> Path:
+    """Where the table of this runtime and device is, or would be: the emulated one where only that is there."""
+    stem = f"{device.facts().name}.{runtime.name}-{runtime.version_on(device)}.{precision}-t{threads}"
+    path, emulated = (profiles / f"{stem}{suffix}" for suffix in (".json", ".emulated.json"))
+    return emulated if emulated.exists() and not path.exists() else path
 
 
 def _carried_table(run: Run, runtime: Runtime, profiles: Path) -> LatencyTable:

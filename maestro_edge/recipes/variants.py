@@ -10,6 +10,7 @@ from pathlib import Path
 from maestro_edge.devices import Device
 from maestro_edge.errors import BudgetError, ExportError
 from maestro_edge.planning import Shared
+from maestro_edge.recipes.data import Split
 from maestro_edge.recipes.run import Progress, Run
 from maestro_edge.runtimes import Runtime, digest, export, load, size_bytes
 from maestro_edge.training import load_checkpoint
@@ -170,7 +171,10 @@ def export_variant(
     calibration = run.calibration() if precision == "int8-static" else None
     agreement = export(model, samples, path, runtime, precision=precision, calibration=calibration)
     accuracies = []
-    for split in (run.data.test, run.data.validation):
+    # Files are compared by their validation accuracy: that of all is on the same images.
+    held = run.data.validation
+    held = Split(held.inputs[:_FILE_IMAGES], held.targets[:_FILE_IMAGES])
+    for split in (run.data.test, held):
         if precision == "fp32":
             accuracies.append(run.score(model, split).top1)
         else:
