@@ -25,6 +25,7 @@ __all__ = [
     "Alone",
     "Budget",
     "Calibration",
+    "Choice",
     "Cut",
     "DeviceFacts",
     "Estimate",
@@ -955,11 +956,15 @@ class MeasuredMs(Value):
 
 
 class InputSpec(Value):
-    """How an app feeds the model: (pixel / 255 - mean) / std per channel, in this layout."""
+    """How an app feeds the model: resized, (pixel / 255 - mean) / std per channel, in this layout.
+
+    `resize` is `stretch` to H × W, or `crop`: first to the largest centred part of the input's aspect ratio.
+    """
 
     shape: tuple[PositiveInt, ...]
-    layout: Literal["NCHW"] = "NCHW"
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
     dtype: Literal["float32"] = "float32"
+    resize: Literal["stretch", "crop"] = "stretch"
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -985,6 +990,9 @@ class Variant(Value):
     runtime_version: str
     precision: Precision
     file: str
+    entry: str | None = Field(
+        default=None, description="signature or method of a file that several variants share"
+    )
     sha256: str
     size_bytes: PositiveInt
     budget_ms: Milliseconds | None
@@ -1038,13 +1046,26 @@ class Variant(Value):
         return tuple(found)
 
 
+class Choice(Value):
+    """The variant for the devices that it describes; None describes any."""
+
+    soc: str | None = None
+    memory_gib: float | None = Field(default=None, gt=0, description="at least this much")
+    runtime: str | None = None
+    variant: str
+
+
 class Manifest(Saved):
-    """What an app reads: the only description of a bundle folder."""
+    """What an app reads: the only description of a bundle folder.
+
+    `choices` are for apps without a budget: the first that fits the device decides, so the last is the fallback.
+    """
 
     device: DeviceFacts
     model: str
     labels: tuple[str, ...]
     input: InputSpec
+    choices: tuple[Choice, ...] = ()
     variants: tuple[Variant, ...]
 
 

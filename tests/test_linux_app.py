@@ -321,15 +321,29 @@ def test_choose_equals_brute_force(
     assert chosen is (variants[min(allowed)[2]] if allowed else None)
 
 
-SELECTION = json.loads((APP.parents[1] / "testdata" / "selection.json").read_text())["cases"]
+VECTORS = json.loads((APP.parents[1] / "testdata" / "selection.json").read_text())
 
 
-@pytest.mark.parametrize("case", SELECTION, ids=lambda case: case["case"])
+@pytest.mark.parametrize("case", VECTORS["choose"], ids=lambda case: case["case"])
 def test_choose_passes_the_vectors_of_all_apps(case: dict[str, Any]) -> None:
     """The one file of cases that every app's selection is held to."""
-    chosen = app.choose(case["variants"], case["budget_ms"], case["runtimes"])
+    chosen = app.choose(
+        case["variants"], case["budget_ms"], case["runtimes"], choices=case["choices"], **case["device"]
+    )
 
     assert (chosen and chosen["name"]) == case["chosen"]
+
+
+@pytest.mark.parametrize("case", VECTORS["adapt"], ids=lambda case: case["case"])
+def test_adapt_passes_the_vectors_of_all_apps(case: dict[str, Any]) -> None:
+    """What runs next, from the times of the last runs, the budget and the heat."""
+    current = next(variant for variant in case["variants"] if variant["name"] == case["current"])
+
+    following = app.adapt(
+        case["variants"], current, case["live_ms"], case["budget_ms"], case["hot"], case["runtimes"]
+    )
+
+    assert following["name"] == case["next"]
 
 
 @given(rows, times, times, runtimes)

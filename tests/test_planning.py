@@ -239,7 +239,7 @@ def measured_curve(rng: random.Random, wrong_share: float) -> tuple[list[Option]
     return slower, wrong
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=10)
 @given(seed=st.integers(0, 2**32), wrong_share=st.floats(0.08, 0.2), share=st.floats(0, 1))
 def test_ranks_that_are_slower_than_larger_ones_do_not_lead_astray(
     seed: int, wrong_share: float, share: float

@@ -94,18 +94,57 @@ def reachable(variants: Sequence[Variant], runtimes: Collection[str]) -> list[Va
     return [v for v in variants if v["runtime"] in runtimes and v["measured_ms"] is not None]
 
 
-def choose(variants: Sequence[Variant], budget_ms: float | None, runtimes: Collection[str]) -> Variant | None:
-    """The variant to run, by the same rules in every app; depends on nothing but its arguments.
+def best(variants: Sequence[Variant]) -> Variant | None:
+    """The highest accuracy; of equal ones the lowest p50; of equal ones the first listed."""
+    return max(variants, key=lambda v: (v["accuracy"], -v["measured_ms"]["p50"]), default=None)
 
-    1. Keep the variants whose `runtime` is in `runtimes` and whose `measured_ms` is not null.
-    2. With a budget, keep those with measured_ms.p50 <= budget_ms.
-    3. Of these the highest accuracy; of equal ones the lowest p50; of equal ones the first listed.
 
-    None when no variant is left.
+def choose(
+    variants: Sequence[Variant],
+    budget_ms: float | None,
+    runtimes: Collection[str],
+    choices: Sequence[dict[str, Any]] = (),
+    soc: str | None = None,
+    memory_gib: float | None = None,
+) -> Variant | None:
+    """The variant to run, by the rules of apps/README.md; None when none is left.
+
+    Without a budget the manifest's `choices` decide for the device's `soc` and memory, where one fits.
     """
     here = reachable(variants, runtimes)
-    fitting = [v for v in here if budget_ms is None or v["measured_ms"]["p50"] <= budget_ms]
-    return max(fitting, key=lambda v: (v["accuracy"], -v["measured_ms"]["p50"]), default=None)
+    if budget_ms is not None:
+        return best([v for v in here if v["measured_ms"]["p50"] <= budget_ms])
+    for choice in choices:
+        device_fits = choice["soc"] in (None, soc) and (choice["memory_gib"] or 0) <= (memory_gib or 0)
+        for variant in here:
+            named = variant["name"] == choice["variant"] and choice["runtime"] in (None, variant["runtime"])
+            if device_fits and named:
+                return variant
+    return best(here)
+
+
+def adapt(
+    variants: Sequence[Variant],
+    current: Variant,
+    live_ms: float,
+    budget_ms: float | None,
+    hot: bool,
+    runtimes: Collection[str],
+) -> Variant:
+    """The variant to go on with after runs of `live_ms` (median), by the rules of apps/README.md."""
+    here = reachable(variants, runtimes)
+    limit_ms = math.inf if budget_ms is None else budget_ms
+
+    def expected_ms(variant: Variant) -> float:
+        return float(variant["measured_ms"]["p50"] / current["measured_ms"]["p50"] * live_ms)
+
+    if hot or live_ms > limit_ms:
+        within = [v for v in here if expected_ms(v) <= limit_ms and not (hot and expected_ms(v) >= live_ms)]
+        return best(within) or min(here, key=expected_ms)
+    if budget_ms is None:
+        return current
+    better = [v for v in here if v["accuracy"] > current["accuracy"] and expected_ms(v) <= 0.9 * budget_ms]
+    return best(better) or current
 
 
 def pick(variants: Sequence[Variant], args: argparse.Namespace) -> Variant:
