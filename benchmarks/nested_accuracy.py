@@ -41,7 +41,7 @@ from maestro_edge.training import (
     recalibrate,
     train,
 )
-from maestro_edge.training.loop import split
+from maestro_edge.training.settings import split
 from maestro_edge.values import Network, Rank, Sensitivity, write_atomically
 
 RESULTS = Path(__file__).parent / "results"

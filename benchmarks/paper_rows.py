@@ -33,7 +33,7 @@ from benchmarks.nested_accuracy import DENSE_SHARE, RESULTS, TASKS, Task, Trial
 from maestro_edge.devices import LocalDevice
 from maestro_edge.ordered import cut, order, ordered_layers
 from maestro_edge.training import Target, TrainSettings
-from maestro_edge.training.loop import bf16_is_fast, split
+from maestro_edge.training.settings import bf16_is_fast, split
 from maestro_edge.values import write_atomically
 
 GRID = (1e-2, 3e-2, 1e-1)

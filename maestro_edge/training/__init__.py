@@ -2,7 +2,7 @@
 
 from maestro_edge.training.checkpoint import Checkpoint, load_checkpoint, restore_model, save_checkpoint
 from maestro_edge.training.evaluation import Inputs, Score, batches, evaluate, recalibrate
-from maestro_edge.training.loop import Epoch, TrainSet, TrainSettings, start_tracking, train
+from maestro_edge.training.loop import start_tracking, train
 from maestro_edge.training.ordering import Ordering
 from maestro_edge.training.samplers import (
     AlternatingSampler,
@@ -13,6 +13,7 @@ from maestro_edge.training.samplers import (
     SandwichSampler,
     SharedSampler,
 )
+from maestro_edge.training.settings import Epoch, TrainSet, TrainSettings
 from maestro_edge.training.target import Target
 
 __all__ = [

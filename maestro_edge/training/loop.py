@@ -5,103 +5,39 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from maestro_edge.errors import CheckpointError, TrainingError
 from maestro_edge.ordered import order, ordered_layers, trace
 from maestro_edge.training.checkpoint import load_checkpoint, restore_model, save_checkpoint
-from maestro_edge.training.evaluation import IGNORED, Inputs
-from maestro_edge.training.ordering import Ordering, PenaltyForm, require_finite
-from maestro_edge.training.samplers import Sampler, SamplerName
-from maestro_edge.training.target import Sizes, Target
-from maestro_edge.values import LatencyTable, Value
+from maestro_edge.training.evaluation import IGNORED
+from maestro_edge.training.optimizers import make_optimizer, optimizer_state, restore_optimizer
+from maestro_edge.training.ordering import Ordering, require_finite
+from maestro_edge.training.samplers import Sampler
+from maestro_edge.training.settings import Epoch, TrainSet, TrainSettings, bf16_is_fast, split
+from maestro_edge.training.target import Sizes
+from maestro_edge.values import LatencyTable
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Epoch", "TrainSet", "TrainSettings", "split", "start_tracking", "train"]
+__all__ = ["start_tracking", "train"]
 
 Progress = Callable[[int, int, float], None]
 
 _CALIBRATION_BATCHES = 8
 
-
-class TrainSettings(Value):
-    """The hyper-parameters of one run; learning rate: linear warm-up, then one cosine down to zero.
-
-    `final_lr` is the share of `lr` that the cosine ends at. `dense_share` of the epochs trains the model as it is;
-    then its layers are ordered in place, from the activation-whitened SVD, and the rest of the epochs trains the
-    ranks, from the learning rate where that cosine stands. `penalty` is λ of the
-    group lasso, chosen by hand; `target` moves it so that the network lands on a size. A step's batch is split
-    into `accumulate` micro-batches, and among the processes. `bf16` autocasts; None does where that is faster.
-    """
-
-    epochs: PositiveInt = 10
-    batch_size: PositiveInt = 64
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: PositiveFloat = 0.1
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: NonNegativeFloat = 5e-4
-    warmup_epochs: NonNegativeFloat = 1.0
-    final_lr: float = Field(default=0.0, ge=0, le=1)
-    clip_norm: PositiveFloat = 1.0
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    dense_share: float = Field(default=0.0, ge=0, lt=1)
-    sampler: SamplerName = "alternating"
-    penalty: NonNegativeFloat = 0.0
-    penalty_form: PenaltyForm = "normalised"
-    shrink_below: NonNegativeFloat = 1e-7
-    target: Target | None = None
-    accumulate: PositiveInt = 1
-    bf16: bool | None = None
-    seed: int = 0
-
-
 MakeSampler = Callable[[nn.Module], Sampler | None]
 """What makes a sampler of the ordered network; None leaves the choice to the settings."""
-
-
-@dataclass(frozen=True)
-class TrainSet:
-    """(N, …) inputs and (N,) or (N, T) targets, where -100 does not count.
-
-    `prepare` makes a raw batch an input of the model; `augment` varies the raw batch first; `trim` cuts
-    from it and its targets what is padding in all of them.
-    """
-
-    name: str
-    inputs: Tensor | Inputs
-    targets: Tensor
-    prepare: Callable[[Tensor], Tensor]
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
-    trim: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
-
-    def batch(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Raw inputs and targets at the indices `chosen`, without the padding that all of them have."""
-        inputs, targets = self.inputs[chosen], self.targets[chosen]
-        return (inputs, targets) if self.trim is None else self.trim(inputs, targets)
-
-
-class Epoch(Value):
-    """One line of a training's history; `penalty` is λ and `size` the target's unit at the epoch's end."""
-
-    epoch: int
-    loss: float
-    seconds: float
-    ranks: dict[str, int]
-    penalty: float = 0.0
-    size: float | None = None
 
 
 def train(
@@ -154,31 +90,6 @@ def train(
         order(model.eval(), calibration=None if resumed else batches), data, phases[1], rebuild=rebuild, **last
     )
     return ordered, (*before, *(line.model_copy(update={"epoch": line.epoch + len(before)}) for line in after))
-
-
-def split(settings: TrainSettings) -> tuple[TrainSettings, TrainSettings] | None:
-    """The settings of the dense epochs and of the ordered ones; None when no epoch is dense.
-
-    Together they are one cosine: what is ordered goes on at the learning rate that the dense network was at.
-    """
-    dense_epochs = min(settings.epochs - 1, round(settings.dense_share * settings.epochs))
-    if not dense_epochs:
-        return None
-    turn = 0.5 * (1 + math.cos(math.pi * settings.dense_share))
-    first = {
-        "epochs": dense_epochs,
-        "dense_share": 0.0,
-        "target": None,
-        "penalty": 0.0,
-        "final_lr": turn,
-    }
-    second = {
-        "epochs": settings.epochs - dense_epochs,
-        "dense_share": 0.0,
-        "lr": settings.lr * turn,
-        "warmup_epochs": 0.0,
-    }
-    return settings.model_copy(update=first), settings.model_copy(update=second)
 
 
 def _calibration(data: TrainSet, settings: TrainSettings) -> list[Tensor]:
@@ -293,7 +204,7 @@ class _Run:
         self.module = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.module.train()
         self._wrap()
-        self.optimizer = _optimizer(self.module, self.settings)
+        self.optimizer = make_optimizer(self.module, self.settings)
         self.ordering = None
         if ordered_layers(self.module):
             self.ordering = Ordering(
@@ -484,7 +395,7 @@ class _Run:
         self.saved_at = time.monotonic()
         if self.folder is None or not self.accelerator.is_main_process:
             return
-        tensors, values = _optimizer_state(self.module, self.optimizer)
+        tensors, values = optimizer_state(self.module, self.optimizer)
         ordering: dict[str, Any] = {} if self.ordering is None else self.ordering.state_dict()
         if ordering:
             tensors["ordering.generator"] = ordering.pop("generator")
@@ -516,63 +427,13 @@ class _Run:
                 f"{folder} holds a training with other settings or data: choose another folder or remove it"
             )
         self._attach(restore_model(rebuild(), checkpoint, tensors))
-        _restore_optimizer(self.module, self.optimizer, tensors, saved["optimizer"])
+        restore_optimizer(self.module, self.optimizer, tensors, saved["optimizer"])
         self.generator.set_state(tensors["generator"])
         if self.ordering is not None:
             self.ordering.load_state_dict({**saved["ordering"], "generator": tensors["ordering.generator"]})
         self.epoch, self.step = saved["epoch"], saved["step"]
         self.loss_sum, self.seconds = saved["loss_sum"], saved["seconds"]
         self.history = [Epoch.model_validate(line) for line in saved["history"]]
-
-
-def bf16_is_fast(device: str) -> bool:
-    """Whether `TrainSettings.bf16` left open means bfloat16 on a device of this type ("cpu", "cuda", …).
-
-    Without AVX-512, torch computes it in loops that are many times slower than fp32.
-    """
-    if device == "cpu":
-        return torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return device != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def _optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(
-            model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-        )
-    # Norms and biases without decay, as transformers are trained.
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.momentum, 0.98))
-
-
-def _optimizer_state(
-    model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors by parameter and key, and the values that are none."""
-    tensors: dict[str, Tensor] = {}
-    values: dict[str, Any] = {}
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{key}.{name}"] = value
-            else:
-                values[f"{key}.{name}"] = value
-    return tensors, values
-
-
-def _restore_optimizer(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
-) -> None:
-    parameters = dict(model.named_parameters())
-    found = {key.removeprefix("optimizer."): t for key, t in tensors.items() if key.startswith("optimizer.")}
-    for path, value in {**found, **values}.items():
-        key, _, name = path.partition(".")
-        optimizer.state[parameters[name]][key] = value
 
 
 @contextmanager
