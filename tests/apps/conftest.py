@@ -11,5 +11,5 @@ from tests.apps.small import make_bundle
 
 @pytest.fixture(scope="session")
 def app_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of LiteRT and ExecuTorch; `images` and `run` are beside it, see make_bundle(). No test changes it."""
+    """A bundle of LiteRT and ExecuTorch; `images` and `run` are beside it: see make_bundle()."""
     return make_bundle(tmp_path_factory.mktemp("made"))
