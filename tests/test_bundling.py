@@ -92,7 +92,7 @@ def test_a_bundle_holds_every_file_and_the_manifest_and_nothing_else(tmp_path: P
 
     assert returned == folder
     assert Manifest.load(folder / "manifest.json") == made
-    assert set(tree(folder)) == {"a.pte", "b.tflite", "manifest.json"}
+    assert set(tree(folder)) == {"a.pte", "b.tflite", "labels.txt", "manifest.json"}
     assert all(digest(folder / item.file) == item.sha256 for item in made.variants)
     assert beside(folder) == ["bundle"]
 
@@ -103,7 +103,7 @@ def test_a_bundle_makes_the_missing_folders(tmp_path: Path, folder: Path) -> Non
 
     bundle(folder / "of" / "mine", made, files)
 
-    assert set(tree(folder)) == {"of/mine/a.pte", "of/mine/manifest.json"}
+    assert set(tree(folder)) == {f"of/mine/{name}" for name in ("a.pte", "labels.txt", "manifest.json")}
 
 
 def test_a_bundle_leaves_the_exported_files_where_they_are(tmp_path: Path, folder: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_bundle_replaces_an_older_one_as_a_whole(tmp_path: Path, folder: Path)
     bundle(folder, made, files)
 
     assert Manifest.load(folder / "manifest.json") == made
-    assert set(tree(folder)) == {"a.pte", "manifest.json"}
+    assert set(tree(folder)) == {"a.pte", "labels.txt", "manifest.json"}
     assert (folder / "a.pte").read_bytes() == b"new"
     assert beside(folder) == ["bundle"]
 
@@ -135,7 +135,7 @@ def test_a_bundle_goes_into_an_empty_folder(tmp_path: Path, folder: Path) -> Non
 
     bundle(folder, made, files)
 
-    assert set(tree(folder)) == {"a.pte", "manifest.json"}
+    assert set(tree(folder)) == {"a.pte", "labels.txt", "manifest.json"}
 
 
 def test_a_folder_with_something_else_is_refused_and_left_alone(tmp_path: Path, folder: Path) -> None:
@@ -201,7 +201,7 @@ def test_the_current_folder_is_bundled_into_or_refused_by_name(
     except TableError as error:
         assert "\n" not in str(error)
     else:
-        assert set(tree(folder)) == {"a.pte", "manifest.json"}
+        assert set(tree(folder)) == {"a.pte", "labels.txt", "manifest.json"}
 
 
 @pytest.mark.parametrize("older", [False, True])

@@ -605,6 +605,7 @@ def test_imagenet_is_decoded_when_it_is_indexed(tmp_path: Path) -> None:
         (20, 200)[int(data.test.targets[k])] for k in (1, 2, 3)
     ]
     assert (data.labels, data.name, len(data.mean)) == (("ant", "cat"), "imagenet", 3)
+    assert data.resize == "crop" and load("digits").resize == "stretch"
 
 
 def test_imagenet_splits_share_no_file(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
+from maestro_edge.devices import LocalDevice
 from maestro_edge.values import DeviceFacts, InputSpec, Manifest, MeasuredMs, Variant
 
 APP = Path(__file__).parent.parent / "apps" / "linux" / "classify.py"
@@ -220,6 +221,77 @@ def test_choice_from_the_command_line(bundle: Bundle, arguments: list[str], name
     result = run_app(bundle.folder, bundle.image, *arguments, "--runs", "2", "--json")
 
     assert json.loads(result.stdout)["name"] == name
+
+
+@pytest.mark.parametrize(
+    ("soc", "memory_gib", "name"),
+    [("here", None, "litert-small"), ("other", None, "litert-big"), ("here", 9999, "litert-big")],
+)
+def test_the_manifest_chooses_for_a_device(broken: Bundle, soc: str, memory_gib: float | None, name: str) -> None:
+    """Without a budget, by this machine's own processor and memory, named as profiles name them."""
+    soc = app.device()[0] if soc == "here" else soc
+    choice = {"soc": soc, "variant": "litert-small", **({"memory_gib": memory_gib} if memory_gib else {})}
+    edit_manifest(broken.folder, lambda raw: raw.update(choices=[choice, {"variant": "litert-big"}]))
+
+    result = run_app(broken.folder, broken.image, "--runs", "2", "--json")
+
+    assert json.loads(result.stdout)["name"] == name
+
+
+def test_a_device_is_named_as_profiles_name_it() -> None:
+    """Choices are made of a table's facts, and compared with what the app finds."""
+    local = LocalDevice()
+    facts = local.facts()
+    local.close()
+
+    assert app.device() == (facts.soc, facts.memory_gib)
+
+
+@pytest.fixture(scope="module")
+def elastic(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, TinyCNN]]:
+    """A bundle whose two variants of each runtime share a file: entry `a` is one network, `b` another."""
+    import litert_torch
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    folder, x = tmp_path_factory.mktemp("elastic"), torch.zeros(INPUT.shape)
+    torch.manual_seed(1)
+    models = {name: TinyCNN().eval() for name in ("a", "b")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        signatures = litert_torch.signature("a", models["a"], (x,)).signature("b", models["b"], (x,))
+        signatures.convert().export(str(folder / "model.tflite"))
+        programs = {name: torch.export.export(model, (x,)) for name, model in models.items()}
+        edge = to_edge_transform_and_lower(
+            programs, partitioner={name: [XnnpackPartitioner()] for name in programs}
+        )
+        (folder / "model.pte").write_bytes(edge.to_executorch().buffer)
+    variants = [
+        describe(folder / file, name=f"{runtime}-{entry}", runtime=runtime, p50=1.0, accuracy=0.9).model_copy(
+            update={"entry": entry}
+        )
+        for runtime, file in (("litert", "model.tflite"), ("executorch", "model.pte"))
+        for entry in ("a", "b", "gone")
+    ]
+    manifest = Manifest(device=DEVICE, model="tiny", labels=LABELS, input=INPUT, variants=tuple(variants))
+    manifest.save(folder / "manifest.json")
+    return folder, models
+
+
+@pytest.mark.parametrize("runtime", ["litert", "executorch"])
+def test_the_entry_of_a_shared_file_is_run(
+    elastic: tuple[Path, dict[str, TinyCNN]], bundle: Bundle, runtime: str
+) -> None:
+    """A signature of LiteRT, a method of ExecuTorch; one that is not there is named."""
+    folder, models = elastic
+    for entry, model in models.items():
+        expected = bundle._replace(model=model).probabilities().max()
+        result = run_app(folder, bundle.image, "--variant", f"{runtime}-{entry}", "--runs", "2", "--json")
+        assert json.loads(result.stdout)["top"][0]["probability"] == pytest.approx(float(expected), abs=1e-4)
+
+    line = refusal(folder, bundle.image, "--variant", f"{runtime}-gone")
+
+    assert f"{runtime} cannot run" in line
 
 
 def test_litert_never_imports_torch(bundle: Bundle) -> None:
@@ -422,6 +494,9 @@ def test_file_outside_of_the_bundle(broken: Bundle, kind: str) -> None:
             "'p50' is missing or of a wrong type",
         ),
         (lambda raw: raw["input"].update(layout="NHWC"), "not one float32 NCHW image"),
+        (lambda raw: raw["input"].update(resize="pad"), "not one float32 NCHW image"),
+        (lambda raw: raw.update(choices=[{"soc": "x"}]), "choice 0: 'variant' is missing"),
+        (lambda raw: raw.update(choices="all"), "'choices' is missing or of a wrong type"),
         (lambda raw: raw["input"].update(shape=[1, 3, 16, 16]), "cannot run"),
         (lambda raw: raw["labels"].pop(), "for 9 labels"),
         (lambda raw: raw["variants"].clear(), "the bundle has nothing"),
@@ -672,6 +747,23 @@ def test_resize_equals_pillow(height: int, width: int, to_height: int, to_width:
     assert found.dtype == np.float32 and found.shape == (1, 3, to_height, to_width)
     assert np.allclose(found[0], expected, atol=1e-5)
     assert (height, width) != (to_height, to_width) or np.array_equal(found[0], expected)
+
+
+@settings(deadline=None)
+@given(*[st.integers(1, 40)] * 4)
+def test_crop_equals_pillow(height: int, width: int, to_height: int, to_width: int) -> None:
+    """The largest centred box of the input's aspect ratio, which may begin between two pixels."""
+    image = np.random.default_rng(height * 41 + width).integers(0, 256, (height, width, 3), np.uint8)
+    scale = min(height / to_height, width / to_width)
+    high, wide = min(height, scale * to_height), min(width, scale * to_width)
+    left, top = (width - wide) / 2, (height - high) / 2
+
+    found = app.prepare(image, {**spec(3, to_height, to_width), "resize": "crop"})
+
+    planes = [Image.fromarray(image[:, :, channel].astype(np.float32)) for channel in range(3)]
+    given_ = (to_width, to_height), Image.Resampling.BILINEAR, (left, top, left + wide, top + high)
+    expected = np.stack([np.asarray(plane.resize(*given_)) for plane in planes]) / 255
+    assert np.allclose(found[0], expected, atol=2e-5)
 
 
 def test_gray_and_rgb() -> None:

@@ -13,13 +13,13 @@ import torch
 from maestro_edge.devices import LocalDevice
 from maestro_edge.errors import CheckpointError, TableError
 from maestro_edge.planning import account, reachable_ms
+from maestro_edge.recipes.bundles import bundle_run
 from maestro_edge.recipes.chains import Chain, chain_sampler
 from maestro_edge.recipes.data import Data, Split
 from maestro_edge.recipes.demo import spread_budgets
 from maestro_edge.recipes.deploy import table_of, verify_run
 from maestro_edge.recipes.run import Run, augment, create, open_run, remove
 from maestro_edge.recipes.steps import (
-    bundle_run,
     clear_plans,
     load_table,
     plan_run,

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from maestro_edge.devices import LocalDevice
+from maestro_edge.errors import TableError
+from maestro_edge.recipes.bundles import bundle_run
+from maestro_edge.recipes.fleets import export_fleet, time_fleet
 from maestro_edge.recipes.run import Run, create
 from maestro_edge.recipes.steps import fleet_run, profile_run, sensitivity_of, train_run
 from maestro_edge.recipes.sweep import Front, beaten_by, spread, sweep_run
-from maestro_edge.recipes.variants import Fleet, export_fleet
 from maestro_edge.reporting import front_figure, write_front
-from maestro_edge.runtimes import digest
 from maestro_edge.runtimes.protocol import Array
-from maestro_edge.values import LatencyTable, MeasuredMs, Sensitivity, Variant
+from maestro_edge.values import LatencyTable, Manifest, MeasuredMs, Sensitivity, Variant
 from tests.conftest import FakeRuntime
 from tests.test_reporting import variant
 from tests.test_run import DENSE, NESTED, PROTOCOL, small
@@ -115,21 +116,42 @@ def test_the_front_is_drawn(swept: Swept, tmp_path: Path) -> None:
     )
 
 
-def test_a_fleet_has_a_file_for_each_group_of_devices(swept: Swept, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two devices of equal speed share one; the list names them, and the file is as it says."""
-    monkeypatch.setattr("maestro_edge.recipes.variants.load", lambda name: swept.runtime)
-    twin = swept.table.model_copy(update={"device": swept.table.device.model_copy(update={"name": "twin 2"})})
+def test_a_fleet_goes_into_one_bundle_whose_devices_choose_by_their_soc(
+    swept: Swept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of equal speed share a file, any other device gets the smallest; what was not timed is refused."""
+    monkeypatch.setattr("maestro_edge.recipes.fleets.load", lambda name: swept.runtime)
+    devices = [
+        swept.table.device.model_copy(update={"name": name, "soc": soc})
+        for name, soc in (("here", "A1"), ("twin 2", "A2"), ("large", "A3"))
+    ]
+    tables = [swept.table.model_copy(update={"device": device}) for device in devices]
     low, high = (swept.table.predict_ms(swept.run.network, {}) * share for share in (0.6, 1.2))
 
-    groups = fleet_run(swept.run, [swept.table, twin, swept.table], swept.losses, [low, low, high], tolerance=0.0)
-    path = export_fleet(swept.run, groups)
+    groups = fleet_run(swept.run, tables, swept.losses, [low, low, high], tolerance=0.0)
+    path = export_fleet(swept.run, groups, devices)
+    with pytest.raises(TableError, match=r"verify .* --fleet"):
+        bundle_run(swept.run, tmp_path / "early", fleet=True)
+    timed = time_fleet(swept.run, [swept.runtime], swept.device, protocol=PROTOCOL)
+    folder = bundle_run(swept.run, tmp_path / "bundle", fleet=True)
 
-    fleet = Fleet.load(path)
-    assert [each.devices for each in fleet.files] == [
-        tuple(item.device for item in group.plans) for group in groups
+    bundled = Manifest.load(folder / "manifest.json")
+    assert bundled == timed == Manifest.load(path)
+    assert [(each.soc, each.variant) for each in bundled.choices] == [
+        *(("A1", "fake-fleet-1"), ("A2", "fake-fleet-1"), ("A3", "fake-fleet-2"), (None, "fake-fleet-1")),
     ]
-    assert ("twin 2" in fleet.files[0].devices) and len(fleet.files[0].devices) >= 2
-    for number, each in enumerate(fleet.files, start=1):
-        assert digest(path.parent / f"variant-{number}" / each.variant.file) == each.variant.sha256
-        assert each.variant.measured_ms is None and each.variant.budgets == ()
-    assert (path.parent / "twin-2").is_dir()
+    shared, own = bundled.variants
+    assert shared.planned_on == f"here, twin 2/fake-{swept.table.runtime_version}" and shared.macs < own.macs
+    assert all(each.measured_ms is not None and each.budgets == () for each in bundled.variants)
+    assert {item.name for item in folder.iterdir()} == {shared.file, own.file, "manifest.json", "labels.txt"}
+    assert (path.parent / "twin-2").is_dir() and not (tmp_path / "early").exists()
+
+
+def test_a_fleet_has_no_emulated_device(swept: Swept, tmp_path: Path) -> None:
+    """Its times say nothing, and a file would be chosen by them."""
+    table = swept.table.model_copy(update={"source": "emulated"})
+    wide = 2 * swept.table.predict_ms(swept.run.network, {})
+    groups = fleet_run(swept.run, [table], swept.losses, [wide], tolerance=0.0)
+
+    with pytest.raises(TableError, match="emulated device: give a measured one"):
+        export_fleet(swept.run, groups, [table.device])

@@ -15,9 +15,10 @@ from maestro_edge.devices import LocalDevice
 from maestro_edge.errors import DataError, ModelError
 from maestro_edge.ordered import explain, order, trace
 from maestro_edge.recipes import data as datasets
+from maestro_edge.recipes.bundles import bundle_run
 from maestro_edge.recipes.multi30k import BOS, EOS, IGNORED, PAD, UNK, load_corpus, trimmed, words_of
 from maestro_edge.recipes.run import create
-from maestro_edge.recipes.steps import bundle_run, plan_run, profile_run, report_run, sensitivity_of, train_run
+from maestro_edge.recipes.steps import plan_run, profile_run, report_run, sensitivity_of, train_run
 from maestro_edge.recipes.translation import (
     DecoderLayer,
     EncoderLayer,

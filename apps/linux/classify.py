@@ -1,8 +1,9 @@
 """Classify an image with one file of a maestro-edge bundle: `python classify.py BUNDLE IMAGE`.
 
 Needs numpy and one runtime: ai-edge-litert, tflite-runtime or executorch. It is one file for Python 3.9 and
-later, so that copying it to a board is installing it. In order: read the manifest, choose a variant, check
-its file, read the image, run, report. An expected failure is one line on stderr and exit code 1.
+later, so that copying it to a board is installing it; live.py beside it runs on a camera. In order: read the
+manifest, choose a variant, check its file, read the image, run, report. An expected failure is one line on
+stderr and exit code 1.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import functools
 import hashlib
 import importlib
 import io
 import json
 import math
 import os
+import platform
 import re
 import struct
 import sys
@@ -49,6 +52,10 @@ VARIANT_KEYS = {
     **dict.fromkeys(("name", "runtime", "runtime_version", "file", "sha256"), str),
     **{"size_bytes": int, "accuracy": (int, float), "ranks": dict, "measured_ms": (dict, type(None))},
 }
+CHOICE_KEYS = {
+    **{"variant": str, "soc": (str, type(None)), "runtime": (str, type(None))},
+    "memory_gib": (int, float, type(None)),
+}
 
 
 class ClassifyError(Exception):
@@ -79,14 +86,19 @@ def load_manifest(bundle: Path) -> dict[str, Any]:
     require(f"{path}: input", raw["input"], INPUT_KEYS)
     shape, layout, dtype, mean, std = (raw["input"][key] for key in INPUT_KEYS)
     image = len(shape) == 4 and shape[0] == 1 and shape[1] in (1, 3) and len(mean) == len(std) == shape[1]
-    if not image or (layout, dtype) != ("NCHW", "float32"):
+    known = raw["input"].get("resize", "stretch") in ("stretch", "crop")
+    if not (image and known) or (layout, dtype) != ("NCHW", "float32"):
         raise ClassifyError(f"{path}: input is not one float32 NCHW image of 1 or 3 channels: {raw['input']}")
     for index, variant in enumerate(raw["variants"]):
         require(f"{path}: variant {index}", variant, VARIANT_KEYS)
         if variant["measured_ms"] is not None:
             number = (int, float)
             require(f"{path}: variant {index}", variant["measured_ms"], {"p50": number, "p90": number})
-    return dict(raw)
+    require(f"{path}", {"choices": [], **raw}, {"choices": list})
+    choices = [{"soc": None, "memory_gib": None, "runtime": None, **choice} for choice in raw.get("choices", [])]
+    for index, choice in enumerate(choices):
+        require(f"{path}: choice {index}", choice, CHOICE_KEYS)
+    return {**raw, "choices": choices}
 
 
 def reachable(variants: Sequence[Variant], runtimes: Collection[str]) -> list[Variant]:
@@ -147,16 +159,40 @@ def adapt(
     return best(better) or current
 
 
-def pick(variants: Sequence[Variant], args: argparse.Namespace) -> Variant:
-    """`choose` among what the arguments allow; asked for by name alone, a variant need not be measured."""
-    installed = [name for name, packages in PACKAGES.items() if any(map(find_spec, packages))]
-    runtimes = [name for name in installed if args.runtime in (None, name)]
+def first_line(*paths: str) -> str:
+    """Of the first of these files that can be read; boards end it with a zero byte."""
+    for path in paths:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            return Path(path).read_text().strip("\0\n ")
+    return ""
+
+
+def device() -> tuple[str, float | None]:
+    """The SoC by the name that profiles give it, and GiB of memory."""
+    board = first_line("/proc/device-tree/model", "/sys/firmware/devicetree/base/model")
+    cpus, memory = (Path(f"/proc/{name}") for name in ("cpuinfo", "meminfo"))
+    cpu = re.search(r"^model name[^:]*: *(.*)", cpus.read_text() if cpus.exists() else "", re.MULTILINE)
+    kib = re.search(r"^MemTotal: *(\d+)", memory.read_text() if memory.exists() else "", re.MULTILINE)
+    soc = board or (cpu[1].strip() if cpu else "") or platform.machine()
+    return soc, round(int(kib[1]) / 2**20, 1) if kib else None
+
+
+def installed(wanted: str | None) -> list[str]:
+    """The runtimes that are here; what else a manifest names is passed over."""
+    here = [name for name, packages in PACKAGES.items() if any(map(find_spec, packages))]
+    runtimes = [name for name in here if wanted in (None, name)]
     if not runtimes:
-        raise ClassifyError(f"{args.runtime or 'a runtime'} must be installed first: README.md has the pip line")
-    usable = [v for v in variants if v["runtime"] in runtimes and args.variant in (None, v["name"])]
+        raise ClassifyError(f"{wanted or 'a runtime'} must be installed first: README.md has the pip line")
+    return runtimes
+
+
+def pick(manifest: dict[str, Any], args: argparse.Namespace) -> Variant:
+    """`choose` among what the arguments allow; asked for by name alone, a variant need not be measured."""
+    runtimes, variants = installed(args.runtime), manifest["variants"]
+    usable: list[Variant] = [v for v in variants if v["runtime"] in runtimes and args.variant in (None, v["name"])]
     if usable and args.variant and args.budget_ms is None:
         return usable[0]
-    chosen = choose(usable, args.budget_ms, runtimes)
+    chosen = choose(usable, args.budget_ms, runtimes, manifest["choices"], *device())
     if chosen:
         return chosen
     times_ms = [v["measured_ms"]["p50"] for v in reachable(usable, runtimes)]
@@ -283,22 +319,29 @@ def read_image(path: Path) -> Pixels:
     return image
 
 
-def resize_weights(size: int, to: int) -> Tensor:
-    """Bilinear resizing as a (to, size) matrix, antialiased when shrinking as in Pillow and torchvision."""
-    step = size / to
-    distance = np.arange(size) + 0.5 - (np.arange(to)[:, None] + 0.5) * step
+def resize_weights(size: int, to: int, part: float) -> Tensor:
+    """Bilinear resizing as a (to, size) matrix, antialiased when shrinking as in Pillow and torchvision.
+
+    Only the centred `part` of the size is resized; what borders it counts as in Pillow's `box`.
+    """
+    step = part / to
+    distance = np.arange(size) + 0.5 - ((size - part) / 2 + (np.arange(to)[:, None] + 0.5) * step)
     weights = np.maximum(0, 1 - abs(distance) / max(step, 1))
     return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
 
 
 def prepare(image: Pixels, spec: dict[str, Any]) -> Tensor:
-    """Pixels to what the model is fed, (1, C, H, W); the whole image is stretched to H x W."""
+    """Pixels to what the model is fed, (1, C, H, W): stretched to H x W, or its centre of that aspect ratio."""
     _, channels, height, width = spec["shape"]
     if image.shape[2] > channels:  # ITU-R 601 luma in the fixed point of Pillow's convert("L")
         image = ((image @ np.array([[19595], [38470], [7471]]) + 0x8000) >> 16).astype(np.uint8)
     pixels: NDArray[Any] = np.moveaxis(image, 2, 0).astype(np.float32)
-    if pixels.shape[1:] != (height, width):
-        pixels = resize_weights(pixels.shape[1], height) @ pixels @ resize_weights(pixels.shape[2], width).T
+    rows, columns = pixels.shape[1:]
+    if (rows, columns) != (height, width):
+        scale = min(rows / height, columns / width)
+        part = (scale * height, scale * width) if spec.get("resize") == "crop" else (rows, columns)
+        down, along = resize_weights(rows, height, part[0]), resize_weights(columns, width, part[1])
+        pixels = down @ pixels @ along.T
     mean, std = (np.array(spec[key], np.float32)[:, None, None] for key in ("mean", "std"))
     return np.ascontiguousarray(((pixels / 255 - mean) / std)[None], np.float32)
 
@@ -320,10 +363,16 @@ def silence() -> Iterator[None]:
             os.close(descriptor)
 
 
-def load_litert(path: Path, threads: int) -> Run:
+def load_litert(path: Path, threads: int, entry: str | None) -> Run:
     package = next(name for name in PACKAGES["litert"] if find_spec(name))
     make = importlib.import_module(f"{package}.interpreter").Interpreter
     interpreter = make(model_path=str(path), num_threads=threads)
+    if entry is not None:  # a signature of a file that several variants share
+        names = interpreter.get_signature_list().get(entry, {}).get("inputs")
+        if not names:
+            raise ValueError(f"it has no signature {entry!r}")
+        call = interpreter.get_signature_runner(entry)
+        return lambda image: np.asarray(next(iter(call(**{names[0]: image}).values())))
     interpreter.allocate_tensors()
     feed, fetch = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
 
@@ -335,16 +384,21 @@ def load_litert(path: Path, threads: int) -> Run:
     return run
 
 
-def load_executorch(path: Path, threads: int) -> Run:
-    import torch
-
+@functools.lru_cache(maxsize=1)  # once: a loaded method keeps the threads that it found
+def executorch_bindings(threads: int) -> Any:
     try:
         bindings = importlib.import_module("executorch.extension.pybindings._C")
     except ImportError:  # the public name, but it brings the exporter in: 5 s rather than 2
         bindings = importlib.import_module("executorch.extension.pybindings.portable_lib")
-    bindings._unsafe_reset_threadpool(threads)  # first: a loaded method keeps the threads it found
-    program = bindings._load_program(str(path))
-    method = program.load_method("forward")
+    bindings._unsafe_reset_threadpool(threads)
+    return bindings
+
+
+def load_executorch(path: Path, threads: int, entry: str | None) -> Run:
+    import torch
+
+    program = executorch_bindings(threads)._load_program(str(path))
+    method = program.load_method(entry or "forward")
 
     def run(image: Tensor) -> Tensor:
         method.set_inputs([torch.from_numpy(image)])
@@ -354,40 +408,57 @@ def load_executorch(path: Path, threads: int) -> Run:
     return run
 
 
-def measure(path: Path, image: Tensor, variant: Variant, args: argparse.Namespace) -> tuple[Tensor, list[float]]:
-    """The model's output, and the milliseconds of each timed run: feed, run, read, as an app does."""
+def warm(path: Path, image: Tensor, variant: Variant, threads: int) -> Run:
+    """The variant's file, or its entry in it, loaded and run a few times."""
     load = {"litert": load_litert, "executorch": load_executorch}[variant["runtime"]]
-    samples_ms = []
     try:
-        with silence():
-            run = load(path, args.threads)
-            for _ in range(WARM_UP_RUNS):
-                run(image)
-            for _ in range(args.runs):
-                start = time.perf_counter()
-                output = run(image)
-                samples_ms.append(1e3 * (time.perf_counter() - start))
+        run = load(path, threads, variant.get("entry"))
+        for _ in range(WARM_UP_RUNS):
+            run(image)
     except (ImportError, RuntimeError, SystemError, ValueError) as error:
         runtime, shape = variant["runtime"], image.shape
         raise ClassifyError(f"{runtime} cannot run {path} on an input of {shape}: {error}") from error
+    return run
+
+
+def timed(run: Run, image: Tensor) -> tuple[Tensor, float]:
+    """The output and the milliseconds of one run: feed, run, read, as an app does."""
+    start = time.perf_counter()
+    output = run(image)
+    return output, 1e3 * (time.perf_counter() - start)
+
+
+def measure(path: Path, image: Tensor, variant: Variant, args: argparse.Namespace) -> tuple[Tensor, list[float]]:
+    """The model's output, and the milliseconds of each timed run."""
+    samples_ms = []
+    with silence():
+        run = warm(path, image, variant, args.threads)
+        for _ in range(args.runs):
+            output, ms = timed(run, image)
+            samples_ms.append(ms)
     return output, samples_ms
+
+
+def likeliest(output: Tensor, labels: Sequence[str], count: int = 5) -> list[dict[str, Any]]:
+    """Labels and their softmax probabilities, the likeliest first."""
+    logits = output.ravel().astype(np.float64)
+    if len(logits) != len(labels) or not np.isfinite(logits).all():
+        raise ClassifyError(f"the model gave {output} for {len(labels)} labels: make the bundle again")
+    odds = np.exp(logits - logits.max())
+    return [{"label": labels[i], "probability": odds[i] / odds.sum()} for i in np.argsort(-odds)[:count]]
 
 
 def classify(args: argparse.Namespace) -> dict[str, Any]:
     """All steps in order; returns what `--json` prints."""
     manifest = load_manifest(args.bundle)
-    variant = pick(manifest["variants"], args)
+    variant = pick(manifest, args)
     path = checked_file(args.bundle, variant)
     image = prepare(read_image(args.image), manifest["input"])
     output, samples_ms = measure(path, image, variant, args)
-    logits, labels = output.ravel().astype(np.float64), manifest["labels"]
-    if len(logits) != len(labels) or not np.isfinite(logits).all():
-        raise ClassifyError(f"{path} gave {output} for {len(labels)} labels: make the bundle again")
-    odds = np.exp(logits - logits.max())
     p50, p90 = np.quantile(samples_ms, [0.5, 0.9]).tolist()
     return {
         **{key: variant[key] for key in ("name", "runtime", "runtime_version", "accuracy", "ranks")},
-        "top": [{"label": labels[i], "probability": odds[i] / odds.sum()} for i in np.argsort(-odds)[:5]],
+        "top": likeliest(output, manifest["labels"]),
         "latency_ms": {"p50": p50, "p90": p90, "n": args.runs},
         "threads": args.threads,
         "measured_ms": variant["measured_ms"],
@@ -434,24 +505,39 @@ def count(text: str) -> int:
     raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="classify.py", description=(__doc__ or "").split(":")[0])
+def parser_of(name: str, about: str | None) -> Parser:
+    """The arguments that tell which variant runs how."""
+    parser = Parser(prog=name, description=(about or "").split(":")[0])
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder with manifest.json and its files")
-    parser.add_argument("image", type=Path, metavar="IMAGE", help="PNG, PGM, PPM or .npy; others need Pillow")
     parser.add_argument("--budget-ms", type=budget, help="the most accurate variant measured within this p50")
     parser.add_argument("--runtime", choices=sorted(PACKAGES), help="default: any that is installed")
     parser.add_argument("--variant", metavar="NAME", help="this variant of the manifest")
     parser.add_argument("--threads", type=count, default=1, help="default: %(default)s")
+    return parser
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = parser_of("classify.py", __doc__)
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="PNG, PGM, PPM or .npy; others need Pillow")
     parser.add_argument("--runs", type=count, default=20, help="timed runs, default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def one_image(argv: Sequence[str] | None) -> None:
+    args = parse_args(argv)
+    result = classify(args)
+    print(json.dumps(result) if args.json else report(result))
+
+
+def main(
+    argv: Sequence[str] | None = None,
+    job: Callable[[Sequence[str] | None], None] = one_image,
+    name: str = "classify",
+) -> int:
+    """The exit code of the job, whose expected failure is one line on stderr that begins with `name`."""
     try:
-        args = parse_args(argv)
-        result = classify(args)
-        print(json.dumps(result) if args.json else report(result))
+        job(argv)
         return 0
     except KeyboardInterrupt:
         return 130
@@ -459,7 +545,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = f"{error.filename}: {error.strerror}: check the path" if error.filename else str(error)
     except ClassifyError as error:
         message = str(error)
-    print("classify:", *message.split(), file=sys.stderr)
+    print(f"{name}:", *message.split(), file=sys.stderr)
     return 1
 
 

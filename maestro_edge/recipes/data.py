@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 import numpy as np
 import torch
@@ -62,7 +62,8 @@ class Split:
 class Data:
     """Three disjoint splits; `mean` and `std` are per channel, of the train pixels / 255; none for text.
 
-    `flip` says whether a mirrored image is still of the same class.
+    `flip` says whether a mirrored image is still of the same class, `resize` what was done to those of another
+    size: see InputSpec.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Data:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     flip: bool
+    resize: Literal["stretch", "crop"] = "stretch"
 
     @property
     def is_text(self) -> bool:
@@ -165,7 +167,7 @@ def _imagenet(folder: Path, seed: int) -> Data:
 
     train, validation = files(kept, varied=True), files(held, varied=False)
     test = _lazy(test_paths, test_targets, varied=False, seed=seed)
-    return Data("imagenet", train, validation, test, labels, *IMAGENET_STATISTICS, flip=True)
+    return Data("imagenet", train, validation, test, labels, *IMAGENET_STATISTICS, flip=True, resize="crop")
 
 
 def _lazy(paths: list[Path], targets: Tensor, *, varied: bool, seed: int) -> Split:

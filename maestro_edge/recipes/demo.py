@@ -7,10 +7,10 @@ from pathlib import Path
 
 from maestro_edge.devices import Device
 from maestro_edge.planning import reachable_ms
+from maestro_edge.recipes.bundles import bundle_run
 from maestro_edge.recipes.deploy import verify_run
 from maestro_edge.recipes.run import Progress, Run
 from maestro_edge.recipes.steps import (
-    bundle_run,
     clear_plans,
     load_table,
     plan_run,

@@ -157,16 +157,24 @@ def _excess(variant: Variant) -> str:
 
 
 def measure_variants(
-    run: Run, variants: Sequence[Variant], runtime: Runtime, device: Device, protocol: MeasuringProtocol
+    run: Run,
+    variants: Sequence[Variant],
+    runtime: Runtime,
+    device: Device,
+    protocol: MeasuringProtocol,
+    *,
+    files: Mapping[str, Path] | None = None,
 ) -> tuple[list[Variant], dict[str, Timing]]:
     """The runtime's variants timed in one interleaved run, and the timings; the first dense one is the control.
+
+    `files` gives the source of every `Variant.file`; default those in files/ of the run's folder.
 
     Raises:
         TableError: a file is missing, or was changed since its export.
     """
     paths = {}
     for variant in variants:
-        path = run.folder / "files" / variant.file
+        path = run.folder / "files" / variant.file if files is None else files[variant.file]
         if not path.exists() or digest(path) != variant.sha256:
             raise TableError(f"{path} is missing or was changed after its export: export again")
         paths[variant.name] = path

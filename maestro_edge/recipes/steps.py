@@ -1,4 +1,4 @@
-"""The steps of the main job on a run folder, each a function: train, profile, plan, bundle, report."""
+"""The steps of the main job on a run folder, each a function: train, profile, plan, report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from maestro_edge.bundling import bundle
 from maestro_edge.devices import Device
 from maestro_edge.errors import CheckpointError, TableError
 from maestro_edge.ordered import cut, order, ordered_layers, trace
@@ -44,7 +43,6 @@ from maestro_edge.values import Cut, LatencyTable, Manifest, Precision, RankPlan
 __all__ = [
     "PredictionCheck",
     "Trained",
-    "bundle_run",
     "check_prediction",
     "clear_plans",
     "fleet_run",
@@ -424,22 +422,6 @@ def clear_plans(run: Run) -> None:
     """Forget the plans made so far."""
     for path in (run.folder / "plans").glob("*.json"):
         path.unlink()
-
-
-def bundle_run(run: Run, folder: Path | None = None) -> Path:
-    """The app's folder, from the exported files and their manifest.
-
-    Raises:
-        DataError: the run is of text, which no app takes.
-        TableError: a plan is of an emulated device, whose times an app would take for a device's.
-    """
-    run.require_images("bundle")
-    for item in run.plans():
-        if item.source == "emulated":
-            raise TableError(f"plan {item.name} was made on an emulated {item.device}: plan on a measured table")
-    manifest = Manifest.load(run.manifest_path)
-    files = {variant.file: run.folder / "files" / variant.file for variant in manifest.variants}
-    return bundle(folder or run.folder / "bundle", manifest, files)
 
 
 def report_run(run: Run, tables: Sequence[LatencyTable]) -> Path:

@@ -9,25 +9,24 @@ from pathlib import Path
 
 from maestro_edge.devices import Device
 from maestro_edge.errors import BudgetError, ExportError
-from maestro_edge.planning import Shared
 from maestro_edge.recipes.data import Split
 from maestro_edge.recipes.run import Progress, Run
-from maestro_edge.runtimes import Runtime, digest, export, load, size_bytes
+from maestro_edge.runtimes import Runtime, digest, export, size_bytes
 from maestro_edge.training import load_checkpoint
 from maestro_edge.values import (
     DENSE,
+    DeviceFacts,
     InputSpec,
     Manifest,
     Precision,
     Rank,
     RankPlan,
     Saved,
-    Value,
     Variant,
     variant_name,
 )
 
-__all__ = ["export_fleet", "export_run", "export_variant", "export_variants"]
+__all__ = ["export_run", "export_variant", "export_variants", "manifest_of"]
 
 _GATE_SAMPLES = 32
 _FILE_IMAGES = 2000
@@ -75,7 +74,9 @@ def export_run(
             chosen = [item for item in plans if item.runtime == plans[0].runtime]
         jobs += [(runtime, "fp32"), *((runtime, rival) for rival in rivals), *((runtime, item) for item in chosen)]
     variants, log = export_variants(run, jobs, progress)
-    return _save_manifest(run, device, variants), log
+    manifest = manifest_of(run, device.facts(), variants)
+    manifest.save(run.manifest_path)
+    return manifest, log
 
 
 def export_variants(
@@ -95,71 +96,32 @@ def export_variants(
     return variants, log
 
 
-def _save_manifest(run: Run, device: Device, variants: Sequence[Variant]) -> Manifest:
-    """Describe `variants` to apps, in the run's folder."""
-    manifest = Manifest(
-        device=device.facts(),
+def manifest_of(run: Run, device: DeviceFacts, variants: Sequence[Variant]) -> Manifest:
+    """What describes `variants` to apps; `device` is where they are timed."""
+    data = run.data
+    return Manifest(
+        device=device,
         model=run.network.name,
         labels=run.labels,
-        input=InputSpec(shape=tuple(run.example[0].shape), mean=run.data.mean, std=run.data.std),
+        input=InputSpec(shape=tuple(run.example[0].shape), resize=data.resize, mean=data.mean, std=data.std),
         variants=tuple(variants),
     )
-    manifest.save(run.manifest_path)
-    return manifest
-
-
-class FleetFile(Value):
-    """One exported file and the devices that it serves; what a device's plan promises is in that plan."""
-
-    variant: Variant
-    devices: tuple[str, ...]
-
-
-class Fleet(Saved):
-    """The files of one network for several devices, each in a folder of its own beside this list."""
-
-    network: str
-    files: tuple[FleetFile, ...]
-
-
-def export_fleet(run: Run, groups: Sequence[Shared], *, progress: Progress | None = None) -> Path:
-    """Export one file for each group of devices, with the runtime of its tables; nothing is timed.
-
-    Returns the path of the list, fleet/fleet.json in the run's folder.
-
-    Raises:
-        DataError: the run is of text.
-        ExportError: a file cannot be made, or does not compute what the model does.
-        MissingExtra: a table's runtime is not installed here.
-    """
-    run.require_images("export")
-    files = []
-    for number, group in enumerate(groups, start=1):
-        folder = run.folder / "fleet" / f"variant-{number}"
-        variant = export_variant(run, load(group.plans[0].runtime), group.plans[0], folder=folder)
-        own = {"budget_ms": None, "budgets": (), "predicted_ms": None, "planned_on": None}
-        devices = tuple(item.device for item in group.plans)
-        files.append(FleetFile(variant=variant.model_copy(update=own), devices=devices))
-        if progress is not None:
-            progress(number, len(groups), f"exported {folder.name}")
-    path = run.folder / "fleet" / "fleet.json"
-    return Fleet(network=run.network.fingerprint, files=tuple(files)).save(path)
 
 
 def export_variant(
-    run: Run, runtime: Runtime, item: RankPlan | Precision, *, folder: Path | None = None
+    run: Run, runtime: Runtime, item: RankPlan | Precision, *, folder: Path | None = None, name: str | None = None
 ) -> Variant:
     """Export and gate one plan, or the dense network in a precision, and describe the file; it is not timed yet.
 
-    It goes to `folder`, or to files/ in the run's. In int8 the accuracy is that of the file itself, on at most
-    2,000 images of a split.
+    It goes to `folder`, or to files/ in the run's, and is called `name`, or after its budgets. In int8 the
+    accuracy is that of the file itself, on at most 2,000 images of a split.
     """
     plan = item if isinstance(item, RankPlan) else None
     precision: Precision = item.precision if isinstance(item, RankPlan) else item
     ranks: Mapping[str, Rank] = {} if plan is None else plan.ranks
-    name = variant_name(runtime.name, precision, DENSE if plan is None else plan.tag)
+    name = name or variant_name(runtime.name, precision, DENSE if plan is None else plan.tag)
     path = (folder or run.folder / "files") / f"{name}{runtime.suffix}"
-    record = (folder or run.folder / "work" / "exports") / f"{name}.json"
+    record = run.folder / "work" / "exports" / f"{name}.json"
     key = _export_key(run, runtime, precision, plan)
     if record.exists() and path.exists():
         done = ExportRecord.load(record)
