@@ -1,8 +1,8 @@
 """Classify an image with one file of a maestro-edge bundle: `python classify.py BUNDLE IMAGE`.
 
-Needs numpy and one runtime: ai-edge-litert, tflite-runtime or executorch. It is one file for Python 3.9 and
-later, so that copying it to a board is installing it. In order: read the manifest, choose a variant, check
-its file, read the image, run, report. An expected failure is one line on stderr and exit code 1.
+Needs numpy and one runtime: ai-edge-litert, tflite-runtime, onnxruntime or executorch. It is one file for
+Python 3.9 and later, so that copying it to a board is installing it. In order: read the manifest, choose a
+variant, check its file, read the image, run, report. An expected failure is one line on stderr and exit code 1.
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ if TYPE_CHECKING:
     Tensor = NDArray[np.float32]  # (1, C, H, W)
     Run = Callable[[Tensor], Tensor]
 
-PACKAGES = {"litert": ("ai_edge_litert", "tflite_runtime"), "executorch": ("executorch",)}
+PACKAGES = {
+    "litert": ("ai_edge_litert", "tflite_runtime"),
+    "executorch": ("executorch",),
+    "onnx": ("onnxruntime",),
+}
 WARM_UP_RUNS = 3
 MAX_PIXELS = 1 << 26
 
@@ -315,9 +319,23 @@ def load_executorch(path: Path, threads: int) -> Run:
     return run
 
 
+def load_onnx(path: Path, threads: int) -> Run:
+    onnxruntime = importlib.import_module("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # as it was measured
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    feed = session.get_inputs()[0].name
+
+    def run(image: Tensor) -> Tensor:
+        return np.asarray(session.run(None, {feed: image})[0])
+
+    return run
+
+
 def measure(path: Path, image: Tensor, variant: Variant, args: argparse.Namespace) -> tuple[Tensor, list[float]]:
     """The model's output, and the milliseconds of each timed run: feed, run, read, as an app does."""
-    load = {"litert": load_litert, "executorch": load_executorch}[variant["runtime"]]
+    load = {"litert": load_litert, "executorch": load_executorch, "onnx": load_onnx}[variant["runtime"]]
     samples_ms = []
     try:
         with silence():
@@ -328,7 +346,7 @@ def measure(path: Path, image: Tensor, variant: Variant, args: argparse.Namespac
                 start = time.perf_counter()
                 output = run(image)
                 samples_ms.append(1e3 * (time.perf_counter() - start))
-    except (ImportError, RuntimeError, SystemError, ValueError) as error:
+    except Exception as error:  # those of ONNX Runtime have no other base
         runtime, shape = variant["runtime"], image.shape
         raise ClassifyError(f"{runtime} cannot run {path} on an input of {shape}: {error}") from error
     return output, samples_ms
