@@ -47,15 +47,16 @@ __all__ = ["ONNX"]
 class ONNX:
     """ONNX Runtime on the CPU; a file is one .onnx with its weights inside.
 
-    In fp16 the weights are halves that are widened when the file is loaded. In int8-dynamic only Linear layers are
-    int8, as convolutions would run slower than in fp32. int8 weights keep seven bits, which no processor
-    saturates. A Jetson builds TensorRT's engine from an fp32 or fp16 file by itself, with
-    `trtexec --onnx=model.onnx --saveEngine=model.engine --fp16`; of int8-static it refuses the zero points.
+    In fp16 the weights are halves, widened when the file is loaded: arithmetic in halves casts back and forth on
+    most processors. In int8-dynamic only Linear layers are int8, as convolutions would run slower than in fp32.
+    int8 weights have seven bits: with eight, x86 processors without VNNI compute something else. A Jetson builds
+    TensorRT's engine from an fp32 or fp16 file, on the device and for it alone, with
+    `trtexec --onnx=model.onnx --saveEngine=model.engine --fp16`; it takes no zero points, so no int8 file.
     """
 
     name = "onnx"
     suffix = ".onnx"
-    rank_step = 16
+    rank_step = 16  # a first guess, from one x86 processor: profiling finds the edges of each device
 
     @property
     def version(self) -> str:
