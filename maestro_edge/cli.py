@@ -58,7 +58,10 @@ ModelName = Annotated[str, typer.Argument(help="A package.module:function that r
 DeviceName = Annotated[str, typer.Option("--device", help="Where to measure; see 'devices'.")]
 Profiles = Annotated[Path, typer.Option("--profiles", help="Folder of latency tables.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads that the runtime uses.")]
-Timed = Annotated[list[str] | None, typer.Option("--runtime", help="executorch or litert; repeat for both.")]
+Timed = Annotated[
+    list[str] | None,
+    typer.Option("--runtime", help="executorch, litert or onnx; repeat it. [default: executorch, litert]"),
+]
 BudgetMs = Annotated[
     list[str] | None, typer.Option("--budget-ms", help="Median milliseconds of a run; repeat it for more plans.")
 ]
@@ -651,7 +654,7 @@ def plan(
     budget_mj: BudgetMj = None,
     runtime: Annotated[
         list[str] | None,
-        typer.Option(help="executorch, litert, or coreml where an iPhone was measured; repeat it."),
+        typer.Option(help="executorch, litert, onnx, or coreml where an iPhone was measured; repeat it."),
     ] = None,
     precision: Precisions = None,
     exact: Annotated[bool, typer.Option("--exact", help="Solve exactly (HiGHS) instead of greedily.")] = False,
@@ -735,7 +738,11 @@ def fleet(
 def export(
     run: RunFolder,
     runtime: Annotated[
-        list[str] | None, typer.Option("--runtime", help="executorch, litert or coreml; default all.")
+        list[str] | None,
+        typer.Option(
+            "--runtime",
+            help="executorch, litert, onnx or coreml; repeat it. [default: executorch, litert, coreml]",
+        ),
     ] = None,
     rival: Annotated[
         list[str] | None,

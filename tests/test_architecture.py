@@ -56,6 +56,9 @@ OWNERS = {
     "torchao": {"runtimes/executorch.py"},
     "flatbuffers": {"runtimes/tflite.py"},
     "coremltools": {"runtimes/mil.py"},
+    "onnx": {"runtimes/onnx_graph.py"},
+    "onnxruntime": {"runtimes/onnx.py", "runtimes/runner.py"},
+    "onnxscript": {"runtimes/onnx.py"},
     "starlette": {"devices/page_server.py"},
     "uvicorn": {"devices/page_server.py"},
     "segno": {"devices/browser.py"},
@@ -230,7 +233,7 @@ def test_the_runner_knows_nothing_of_maestro_edge() -> None:
 
     others = names - sys.stdlib_module_names
 
-    assert others == {"numpy", "torch", "executorch", "ai_edge_litert", "tflite_runtime"}
+    assert others == {"numpy", "torch", "executorch", "ai_edge_litert", "tflite_runtime", "onnxruntime"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=short)

@@ -107,7 +107,7 @@ def test_devices_names_this_machine_and_its_runtimes(tmp_path: Path) -> None:
     done = maestro("devices", "--device", "nowhere:1", folder=tmp_path)
 
     assert done.code == 0
-    for word in ("local", "executorch 1.5.1", "litert 2.3", "nowhere:1", "no device"):
+    for word in ("local", "executorch 1.5.1", "litert 2.3", "onnx 1.32", "nowhere:1", "no device"):
         assert word in done.out
 
 

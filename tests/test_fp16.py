@@ -29,9 +29,9 @@ def wide() -> nn.Module:
     return TinyNet(128).eval()
 
 
-@pytest.mark.parametrize("name", ["litert", "coreml"])
+@pytest.mark.parametrize("name", ["litert", "onnx", "coreml"])
 def test_a_file_in_halves_is_half_as_large_and_passes_its_gate(name: str, tmp_path: Path) -> None:
-    """Weights alone are rounded on LiteRT; Core ML's program computes in halves too."""
+    """Weights alone are rounded on LiteRT and ONNX Runtime; Core ML's program computes in halves too."""
     runtime, model = load(name), wide()
     whole, half = (tmp_path / f"{precision}{runtime.suffix}" for precision in ("fp32", "fp16"))
 

@@ -25,6 +25,7 @@ from tests.conftest import FakeRuntime
 
 QUICK = MeasuringProtocol(rounds=4, warmup_ms=1, slice_ms=1, repeats=0)
 SHAPE = (1, 8, 8)
+NAMES = ("executorch", "litert", "onnx")
 
 
 def images(count: int, seed: int) -> Tensor:
@@ -73,13 +74,13 @@ def exported(network: nn.Module, folder: Path, name: str, precision: Precision) 
 @pytest.fixture(scope="module")
 def static(network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("static")
-    return {name: exported(network, folder, name, "int8-static") for name in ("executorch", "litert")}
+    return {name: exported(network, folder, name, "int8-static") for name in NAMES}
 
 
 @pytest.fixture(scope="module")
 def dynamic(network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("dynamic")
-    return {name: exported(network, folder, name, "int8-dynamic") for name in ("executorch", "litert")}
+    return {name: exported(network, folder, name, "int8-dynamic") for name in NAMES}
 
 
 @torch.no_grad()
@@ -89,7 +90,7 @@ def sqnr_db(network: nn.Module, name: str, path: Path) -> float:
     return compare(network(samples).numpy(), load(name).predict(path, samples.numpy())).sqnr_db
 
 
-@pytest.mark.parametrize("name", ["executorch", "litert"])
+@pytest.mark.parametrize("name", NAMES)
 def test_static_ranges_hold_all_that_calibration_showed(
     name: str, network: nn.Module, static: dict[str, Path]
 ) -> None:
@@ -97,7 +98,7 @@ def test_static_ranges_hold_all_that_calibration_showed(
     assert sqnr_db(network, name, static[name]) > 25
 
 
-@pytest.mark.parametrize("name", ["executorch", "litert"])
+@pytest.mark.parametrize("name", NAMES)
 def test_dynamic_files_need_no_samples(name: str, network: nn.Module, dynamic: dict[str, Path]) -> None:
     """Their activations are scaled one by one, which is more exact."""
     assert sqnr_db(network, name, dynamic[name]) > 30
@@ -146,7 +147,7 @@ def test_static_files_compute_in_int8_between_float_ends(static: dict[str, Path]
     assert weights == [3]
 
 
-@pytest.mark.parametrize("name", ["executorch", "litert"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("calibration", "reason"),
     [(None, "got none: give `calibration`"), ([], "got none"), ([torch.zeros(4, 3)], r"shape \(3,\), the input")],

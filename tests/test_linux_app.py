@@ -1,4 +1,4 @@
-"""The Linux app as a user has it: one file run in its own process on real .tflite and .pte files."""
+"""The Linux app as a user has it: one file run in its own process on real .tflite, .pte and .onnx files."""
 
 from __future__ import annotations
 
@@ -95,6 +95,10 @@ def export_executorch(model: nn.Module, x: torch.Tensor, path: Path) -> None:
     path.write_bytes(edge.to_executorch().buffer)
 
 
+def export_onnx(model: nn.Module, x: torch.Tensor, path: Path) -> None:
+    torch.onnx.export(model, (x,), path, dynamo=True, external_data=False, verbose=False)
+
+
 def describe(path: Path, *, name: str, runtime: str, p50: float | None, accuracy: float) -> Variant:
     content = path.read_bytes()
     return Variant(
@@ -121,7 +125,7 @@ def describe(path: Path, *, name: str, runtime: str, p50: float | None, accuracy
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Two litert and two executorch variants; the small ones are measured faster and less accurate."""
+    """Two litert, two executorch and one onnx variant; the small ones are measured faster and less accurate."""
     folder = tmp_path_factory.mktemp("bundle")
     torch.manual_seed(0)
     model, x = TinyCNN().eval(), torch.zeros(INPUT.shape)
@@ -129,12 +133,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         warnings.simplefilter("ignore")
         export_litert(model, x, folder / "model.tflite")
         export_executorch(model, x, folder / "model.pte")
-    tflite, pte = folder / "model.tflite", folder / "model.pte"
+        export_onnx(model, x, folder / "model.onnx")
+    tflite, pte, onnx = (folder / f"model.{suffix}" for suffix in ("tflite", "pte", "onnx"))
     variants = (
         describe(tflite, name="litert-small", runtime="litert", p50=1.0, accuracy=0.8),
         describe(tflite, name="litert-big", runtime="litert", p50=3.0, accuracy=0.9),
         describe(pte, name="executorch-small", runtime="executorch", p50=0.5, accuracy=0.7),
         describe(pte, name="executorch-unmeasured", runtime="executorch", p50=None, accuracy=1.0),
+        describe(onnx, name="onnx", runtime="onnx", p50=2.0, accuracy=0.75),
         describe(pte, name="coreml", runtime="coreml", p50=0.1, accuracy=1.0),
     )
     manifest = Manifest(device=DEVICE, model="tiny", labels=LABELS, input=INPUT, variants=variants)
@@ -177,7 +183,7 @@ def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> N
 # --- results
 
 
-@pytest.mark.parametrize("runtime", ["litert", "executorch"])
+@pytest.mark.parametrize("runtime", ["litert", "executorch", "onnx"])
 def test_probabilities_equal_eager(bundle: Bundle, runtime: str) -> None:
     """Image file to softmax, through the exported file, equals torch; stdout is one JSON object only."""
     expected, order = bundle.probabilities().sort(descending=True)
@@ -213,6 +219,7 @@ def test_text_report(bundle: Bundle) -> None:
         (["--budget-ms", "2.9"], "litert-small"),
         (["--budget-ms", "0.9"], "executorch-small"),
         (["--runtime", "executorch"], "executorch-small"),
+        (["--runtime", "onnx"], "onnx"),
         (["--variant", "litert-small"], "litert-small"),
         (["--variant", "executorch-unmeasured"], "executorch-unmeasured"),
     ],
@@ -508,12 +515,13 @@ def test_unusable_manifest(broken: Bundle, change: Callable[[dict[str, Any]], ob
     assert message in refusal(broken.folder, broken.image)
 
 
-def test_input_of_another_shape_executorch(broken: Bundle) -> None:
+@pytest.mark.parametrize("runtime", ["executorch", "onnx"])
+def test_input_of_another_shape(broken: Bundle, runtime: str) -> None:
     edit_manifest(broken.folder, lambda raw: raw["input"].update(shape=[1, 3, 16, 16]))
 
-    line = refusal(broken.folder, broken.image, "--runtime", "executorch")
+    line = refusal(broken.folder, broken.image, "--runtime", runtime)
 
-    assert "executorch cannot run" in line and "(1, 3, 16, 16)" in line
+    assert f"{runtime} cannot run" in line and "(1, 3, 16, 16)" in line
 
 
 def test_truncated_manifest(broken: Bundle) -> None:
@@ -524,12 +532,12 @@ def test_truncated_manifest(broken: Bundle) -> None:
 
 
 def test_other_arguments(bundle: Bundle, tmp_path: Path) -> None:
-    nothing = "sys.modules['ai_edge_litert'] = sys.modules['executorch'] = None"
+    nothing = "sys.modules.update(dict.fromkeys(('ai_edge_litert', 'executorch', 'onnxruntime')))"
 
     assert "manifest.json: No such file" in refusal(tmp_path, bundle.image)
     assert "no variant 'huge' measured" in refusal(bundle.folder, bundle.image, "--variant", "huge")
     assert "'0' is not a number" in refusal(bundle.folder, bundle.image, "--runs", "0")
-    assert "invalid choice" in refusal(bundle.folder, bundle.image, "--runtime", "onnx")
+    assert "invalid choice" in refusal(bundle.folder, bundle.image, "--runtime", "tensorrt")
     assert "required: IMAGE" in refusal(bundle.folder)
     assert "a runtime must be installed" in refusal(bundle.folder, bundle.image, before=nothing)
 

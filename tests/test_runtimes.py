@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -16,10 +17,11 @@ from maestro_edge.ordered import cut, order, trace
 from maestro_edge.runtimes import RUNTIMES, MeasuringProtocol, digest, export, load, size_bytes
 from maestro_edge.runtimes.gate import compare
 from maestro_edge.runtimes.protocol import TracingRuntime
+from maestro_edge.runtimes.silence import silence
 from maestro_edge.values import DENSE, LayerSpec, Rank
 from tests.conftest import FakeRuntime, TinyNet
 
-TIMED = ("executorch", "litert")
+TIMED = ("executorch", "litert", "onnx")
 QUICK = MeasuringProtocol(rounds=4, warmup_ms=1, slice_ms=1, repeats=0)
 
 
@@ -189,7 +191,7 @@ def test_core_ml_cannot_be_timed_here(tmp_path: Path) -> None:
         load("coreml").measure(LocalDevice(), {"x": tmp_path / "x.mlpackage"}, QUICK)
 
 
-@pytest.mark.parametrize("name", ["executorch", "litert"])
+@pytest.mark.parametrize("name", TIMED)
 def test_a_runtime_tells_the_time_of_every_layer(name: str, tmp_path: Path) -> None:
     """Operators come in execution order: one for a dense layer, two for a thin pair."""
     torch.manual_seed(0)
@@ -260,6 +262,8 @@ def test_an_executorch_probe_runs(tmp_path: Path) -> None:
     [
         ("executorch", "executorch.exir", "executorch"),
         ("litert", "litert_torch", "litert"),
+        ("onnx", "onnx", "onnx"),
+        ("onnx", "onnxscript", "onnx"),
         ("coreml", "coremltools", "coreml"),
     ],
 )
@@ -275,8 +279,18 @@ def test_a_missing_package_names_its_install(
 
 def test_an_unknown_runtime_is_refused() -> None:
     """The message lists the known ones."""
-    with pytest.raises(ExportError, match="executorch, litert, coreml"):
-        load("onnx")
+    with pytest.raises(ExportError, match="executorch, litert, onnx, coreml"):
+        load("tensorrt")
+
+
+def test_silence_leaves_logging_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX's quantizer calls logging.warning(), which would set up a program's logging for it."""
+    monkeypatch.setattr(logging.root, "handlers", [])
+
+    with silence():
+        logging.warning("noise")
+
+    assert logging.root.handlers == []
 
 
 def test_compare_measures_error_and_noise() -> None:

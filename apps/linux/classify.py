@@ -1,9 +1,9 @@
 """Classify an image with one file of a maestro-edge bundle: `python classify.py BUNDLE IMAGE`.
 
-Needs numpy and one runtime: ai-edge-litert, tflite-runtime or executorch. It is one file for Python 3.9 and
-later, so that copying it to a board is installing it; live.py beside it runs on a camera. In order: read the
-manifest, choose a variant, check its file, read the image, run, report. An expected failure is one line on
-stderr and exit code 1.
+Needs numpy and one runtime: ai-edge-litert, tflite-runtime, onnxruntime or executorch. It is one file for
+Python 3.9 and later, so that copying it to a board is installing it; live.py beside it runs on a camera. In
+order: read the manifest, choose a variant, check its file, read the image, run, report. An expected failure is
+one line on stderr and exit code 1.
 """
 
 from __future__ import annotations
@@ -41,7 +41,11 @@ if TYPE_CHECKING:
     Tensor = NDArray[np.float32]  # (1, C, H, W)
     Run = Callable[[Tensor], Tensor]
 
-PACKAGES = {"litert": ("ai_edge_litert", "tflite_runtime"), "executorch": ("executorch",)}
+PACKAGES = {
+    "litert": ("ai_edge_litert", "tflite_runtime"),
+    "executorch": ("executorch",),
+    "onnx": ("onnxruntime",),
+}
 WARM_UP_RUNS = 3
 MAX_PIXELS = 1 << 26
 
@@ -408,14 +412,28 @@ def load_executorch(path: Path, threads: int, entry: str | None) -> Run:
     return run
 
 
+def load_onnx(path: Path, threads: int, entry: str | None = None) -> Run:
+    onnxruntime = importlib.import_module("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # as it was measured
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    feed = session.get_inputs()[0].name
+
+    def run(image: Tensor) -> Tensor:
+        return np.asarray(session.run(None, {feed: image})[0])
+
+    return run
+
+
 def warm(path: Path, image: Tensor, variant: Variant, threads: int) -> Run:
     """The variant's file, or its entry in it, loaded and run a few times."""
-    load = {"litert": load_litert, "executorch": load_executorch}[variant["runtime"]]
+    load = {"litert": load_litert, "executorch": load_executorch, "onnx": load_onnx}[variant["runtime"]]
     try:
         run = load(path, threads, variant.get("entry"))
         for _ in range(WARM_UP_RUNS):
             run(image)
-    except (ImportError, RuntimeError, SystemError, ValueError) as error:
+    except Exception as error:  # those of ONNX Runtime have no other base
         runtime, shape = variant["runtime"], image.shape
         raise ClassifyError(f"{runtime} cannot run {path} on an input of {shape}: {error}") from error
     return run

@@ -14,9 +14,13 @@ __all__ = ["Listing", "list_devices"]
 
 _MISSING = {
     "litert": "litert is missing: pip install ai-edge-litert there",
+    "onnx": "onnx is missing: pip install onnxruntime there",
     "executorch": "executorch is missing: 'maestro-edge runners' builds the one that is brought along",
 }
-_ON_PHONES = "litert is missing: measure it in the phone's browser, --device browser"
+_ON_PHONES = {
+    "litert": "litert is missing: measure it in the phone's browser, --device browser",
+    "executorch": _MISSING["executorch"],
+}
 
 
 class Listing(NamedTuple):
@@ -52,7 +56,7 @@ def _listing(name: str) -> Listing:
     try:
         facts = device.facts()
         versions = versions_on(device)
-        missing = {**_MISSING, "litert": _MISSING["litert"] if device.python else _ON_PHONES}
+        missing = _MISSING if device.python else _ON_PHONES
         remarks = tuple(remark for runtime, remark in missing.items() if runtime not in versions)
     except MaestroError as error:
         remarks = (str(error),)

@@ -28,7 +28,7 @@ __all__ = [
     "versions_on",
 ]
 
-RUNTIMES = ("executorch", "litert", "coreml")
+RUNTIMES = ("executorch", "litert", "onnx", "coreml")
 
 
 def load(name: str) -> Runtime:
@@ -45,6 +45,10 @@ def load(name: str) -> Runtime:
         from maestro_edge.runtimes.litert import LiteRT
 
         return LiteRT()
+    if name == "onnx":
+        from maestro_edge.runtimes.onnx import ONNX
+
+        return ONNX()
     if name == "coreml":
         from maestro_edge.runtimes.coreml import CoreML
 

@@ -15,7 +15,11 @@ from maestro_edge.runtimes.native import job_lines, push_native
 
 __all__ = ["FILES", "push_all", "python_versions", "run_job", "version_on", "versions_on"]
 
-_PACKAGES = {"litert": "ai-edge-litert (pip)", "executorch": "executorch (pip)"}
+_PACKAGES = {
+    "litert": "ai-edge-litert (pip)",
+    "executorch": "executorch (pip)",
+    "onnx": "onnxruntime (pip)",
+}
 _RUNNER = Path(__file__).with_name("runner.py")
 _ABOUT = {"task": "about"}
 _NATIVE = "executorch"

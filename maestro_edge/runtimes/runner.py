@@ -201,11 +201,48 @@ class Event(ctypes.Structure):
     )
 
 
+class Onnx:
+    """One .onnx file in ONNX Runtime on the CPU, which notes every kernel's time when `profile` names a file."""
+
+    def __init__(self, path: str, threads: int, profile: str | None) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 3  # errors, which are raised anyway
+        # Threads that spin on after a run would take the cores of the file that is timed next.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        if profile:
+            options.enable_profiling, options.profile_file_prefix = True, profile
+        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        tensor = self.session.get_inputs()[0]
+        self.input, self.shape = tensor.name, tuple(tensor.shape)
+        self.dtype = np.int64 if tensor.type == "tensor(int64)" else np.float32
+
+    def feed(self, sample: Any) -> None:
+        self.sample = {self.input: sample}
+
+    def run(self) -> Any:
+        return self.session.run(None, self.sample)[0]
+
+    def finish(self) -> list[tuple[str, list[int]]]:
+        """Each kernel's operator and name, and its microseconds run by run."""
+        path = self.session.end_profiling()
+        with open(path) as file:
+            events = json.load(file)
+        os.remove(path)
+        kernels: dict[str, list[int]] = {}
+        for event in events:
+            if event["name"].endswith("_kernel_time"):
+                kernels.setdefault(f"{event['args']['op_name']} {event['name']}", []).append(event["dur"])
+        return list(kernels.items())
+
+
 LONG = 4
 """What ExecuTorch calls a tensor of 64-bit integers, such as token ids."""
 
-LOADERS: dict[str, Any] = {"litert": LiteRt, "executorch": ExecuTorch}
-PROFILED: dict[str, Any] = {"litert": LiteRtProfiled, "executorch": ExecuTorch}
+LOADERS: dict[str, Any] = {"litert": LiteRt, "executorch": ExecuTorch, "onnx": Onnx}
+PROFILED: dict[str, Any] = {"litert": LiteRtProfiled, "executorch": ExecuTorch, "onnx": Onnx}
 
 
 def main(job_path: str, result_path: str) -> None:
@@ -407,7 +444,11 @@ def predict(job: dict[str, Any]) -> dict[str, Any]:
     return {"outputs": job["outputs"]}
 
 
-PACKAGES = {"executorch": ("executorch",), "litert": ("ai-edge-litert", "tflite-runtime")}
+PACKAGES = {
+    "executorch": ("executorch",),
+    "litert": ("ai-edge-litert", "tflite-runtime"),
+    "onnx": ("onnxruntime", "onnxruntime-gpu"),  # the latter on a Jetson
+}
 
 
 def about(job: dict[str, Any]) -> dict[str, Any]:

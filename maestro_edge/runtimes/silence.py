@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
@@ -32,16 +33,19 @@ def silence() -> Iterator[None]:
 def _redirected() -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
-    saved = os.dup(1), os.dup(2)
+    saved, deaf = (os.dup(1), os.dup(2)), logging.NullHandler()
     with tempfile.TemporaryFile() as sink:
         os.dup2(sink.fileno(), 1)
         os.dup2(sink.fileno(), 2)
         try:
+            # logging.warning() of a library would set up the user's logging, on a stream that ends with the block.
+            logging.root.addHandler(deaf)
             # Where sys.stderr is not descriptor 2, as in a notebook, progress bars need this too.
             with redirect_stdout(StringIO()), redirect_stderr(StringIO()), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 yield
         finally:
+            logging.root.removeHandler(deaf)
             sys.stdout.flush()
             sys.stderr.flush()
             for number, copy in enumerate(saved, start=1):
