@@ -16,7 +16,7 @@ export function drawChart(canvas, history, budgetMs) {
   const colours = getComputedStyle(canvas);
   const colour = (name) => colours.getPropertyValue(name);
   const times = history.runs.map(({ms}) => ms);
-  const usual = quantile(times, 0.98) || budgetMs || 1; // one slow run would press all others flat
+  const usual = quantile(times, 0.95) || budgetMs || 1; // a slow run would press all others flat
   const top = 1.25 * Math.max(usual, budgetMs !== null && budgetMs < 3 * usual ? budgetMs : 0);
   const x = (index) => (index / (history.size - 1)) * width;
   const y = (ms) => height - 1 - (Math.min(ms, top) / top) * (height - 2 - LABEL_PX);

@@ -111,6 +111,7 @@ function listen() {
   on(view.threads, "change", () => classifier.setThreads(Number(view.threads.value)));
   on(view.measure, "click", measureAll);
   on(view.camera, "click", switchCamera);
+  on(window, "resize", () => null); // what is wished for is followed by a repaint
   on(view.file, "change", () => showFile(view.file.files[0]));
   view.pause.addEventListener("click", () => {
     isPaused = !isPaused;

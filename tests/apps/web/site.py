@@ -25,7 +25,7 @@ CACHE = ROOT / ".cache" / "lab"
 LABELS = ("blue", "columns", "red", "rows")
 INPUT = InputSpec(shape=(1, 3, 32, 32), mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26))
 DEVICE = DeviceFacts(name="test-board", soc="none", arch="x86_64", cores=2, os="linux")
-WIDTHS = {"litert-dense": 64, "litert-2ms": 16, "litert-0.5ms": 4}
+WIDTHS = {"litert-dense": 64, "litert-half": 16, "litert-small": 4}
 
 
 def load_file(path: Path) -> ModuleType:

@@ -12,7 +12,10 @@ import pytest
 import torch
 from playwright.sync_api import Locator, Page, expect
 
-from tests.apps.web.site import INPUT, Net, Site, Visit, describe, expected, write_manifest
+from maestro_edge.runtimes.litert import LiteRT
+from maestro_edge.runtimes.silence import silence
+from maestro_edge.values import Precision
+from tests.apps.web.site import INPUT, LABELS, Net, Site, Visit, classify, describe, expected, write_manifest
 
 KEPT = "caches.keys().then((names) => caches.open(names.find((name) => name.includes('files'))))"
 
@@ -70,10 +73,10 @@ def test_the_slider_changes_the_variant(site: Site, visit: Visit, app_bundle: Pa
 
     page.get_by_label("Budget for one run").press("Home")
 
-    expect(running(page)).to_have_text("litert-0.5ms")
+    expect(running(page)).to_have_text("litert-small")
     page.get_by_role("button", name="Pause").click()
     expect(page.get_by_role("status").first).to_have_text("Paused.")
-    assert shown(page) == pytest.approx(expected(app_bundle, "litert-0.5ms", image), abs=1e-3)
+    assert shown(page) == pytest.approx(expected(app_bundle, "litert-small", image), abs=1e-3)
     page.screenshot(path=tmp_path / "web-desktop.png", full_page=True)
     page.set_viewport_size({"width": 390, "height": 844})
     page.screenshot(path=tmp_path / "web-phone.png", full_page=True)
@@ -121,14 +124,15 @@ def test_variants_of_one_file_run_their_entries(site: Site, visit: Visit, app_bu
     import litert_torch
 
     path, x = site.model / "elastic.tflite", (torch.zeros(INPUT.shape),)
-    converter = litert_torch.signature("small", Net(4).eval(), x)
-    converter.signature("large", Net(16).eval(), x).convert().export(str(path))
+    with silence():
+        converter = litert_torch.signature("small", Net(4).eval(), x)
+        converter.signature("large", Net(16).eval(), x).convert().export(str(path))
     (site.model / "none.tflite").write_bytes(b"verified, but no model")
     write_manifest(
         site.model,
         describe(site.model / "none.tflite", "none", p50=9, accuracy=1),
-        describe(path, "litert-2ms", p50=4, accuracy=0.9, entry="large"),
-        describe(path, "litert-0.5ms", p50=1, accuracy=0.8, entry="small"),
+        describe(path, "litert-half", p50=4, accuracy=0.9, entry="large"),
+        describe(path, "litert-small", p50=0.004, accuracy=0.8, entry="small"),
     )
     image = app_bundle.parent / "images" / "small.png"
     page = visit.open(site)
@@ -136,13 +140,39 @@ def test_variants_of_one_file_run_their_entries(site: Site, visit: Visit, app_bu
 
     large = shown(page)
     page.get_by_label("Budget for one run").press("Home")
-    expect(running(page)).to_have_text("litert-0.5ms")
+    expect(running(page)).to_have_text("litert-small")
     page.get_by_role("button", name="Pause").click()
     expect(page.get_by_role("status").first).to_have_text("Paused.")
 
-    assert large == pytest.approx(expected(site.model, "litert-2ms", image), abs=1e-3)
-    assert shown(page) == pytest.approx(expected(site.model, "litert-0.5ms", image), abs=1e-3)
+    assert large == pytest.approx(expected(site.model, "litert-half", image), abs=1e-3)
+    assert shown(page) == pytest.approx(expected(site.model, "litert-small", image), abs=1e-3)
     expect(page.locator("#failed")).to_contain_text("Left out: none does not run here")
+
+
+def test_both_int8_precisions_run(site: Site, visit: Visit, app_bundle: Path) -> None:
+    """Their inputs and outputs are floats, which is what LiteRT.js wants; equal to the same files run natively."""
+    image, x = app_bundle.parent / "images" / "small.png", torch.zeros(INPUT.shape)
+    fed = classify.prepare(classify.read_image(image), INPUT.model_dump())
+    precisions: tuple[Precision, ...] = ("int8-static", "int8-dynamic")
+    wanted, variants = [], []
+    for precision in precisions:
+        path = site.model / f"{precision}.tflite"
+        LiteRT().export(Net(16).eval(), (x,), path, precision, calibration=[torch.from_numpy(fed)])
+        wanted.append(torch.from_numpy(LiteRT().predict(path, fed)).softmax(1)[0].tolist())
+        p50, accuracy = (4.0, 0.9) if precision == "int8-static" else (0.004, 0.8)
+        variants.append(describe(path, precision, p50=p50, accuracy=accuracy, precision=precision))
+    write_manifest(site.model, *variants)
+    page = visit.open(site)
+    give(page, image)
+
+    static = shown(page)
+    page.get_by_label("Budget for one run").press("Home")
+    expect(running(page)).to_have_text("int8-dynamic")
+    page.get_by_role("button", name="Pause").click()
+    expect(page.get_by_role("status").first).to_have_text("Paused.")
+
+    for found, odds in zip((static, shown(page)), wanted, strict=True):
+        assert found == pytest.approx(dict(zip(LABELS, odds, strict=True)), abs=0.02)
 
 
 # --- offline
@@ -163,7 +193,7 @@ def test_it_works_offline_after_the_first_load(site: Site, visit: Visit, app_bun
     give(page, image)
     assert shown(page) == pytest.approx(expected(app_bundle, "litert-dense", image), abs=1e-3)
     page.get_by_label("Budget for one run").press("Home")
-    expect(running(page)).to_have_text("litert-0.5ms")
+    expect(running(page)).to_have_text("litert-small")
 
 
 def test_a_new_bundle_takes_the_place_of_the_old_one(site: Site, visit: Visit) -> None:
@@ -171,13 +201,13 @@ def test_a_new_bundle_takes_the_place_of_the_old_one(site: Site, visit: Visit) -
     page = visit.open(site)
 
     def keep_one(raw: dict[str, Any]) -> None:
-        raw.update(model="newer", variants=[each for each in raw["variants"] if each["name"] == "litert-2ms"])
+        raw.update(model="newer", variants=[each for each in raw["variants"] if each["name"] == "litert-half"])
 
     site.edit_manifest(keep_one)
     page.reload()
 
     expect(page.get_by_role("heading", name="newer")).to_be_visible()
-    expect(running(page)).to_have_text("litert-2ms")
+    expect(running(page)).to_have_text("litert-half")
     assert kept_files(page) <= 1
 
 
@@ -191,12 +221,12 @@ def flip(site: Site, name: str) -> None:
 
 
 def swap(site: Site) -> None:
-    shutil.copy(site.model / "litert-2ms.tflite", site.model / "litert-dense.tflite")
+    shutil.copy(site.model / "litert-half.tflite", site.model / "litert-dense.tflite")
 
 
 BREAKAGES: dict[str, tuple[Callable[[Site], object], str, str]] = {
     "first file": (lambda site: flip(site, "litert-dense.tflite"), "its sha256 is not the manifest's", "copy"),
-    "other file": (lambda site: flip(site, "litert-0.5ms.tflite"), "its sha256 is not the manifest's", "copy"),
+    "other file": (lambda site: flip(site, "litert-small.tflite"), "its sha256 is not the manifest's", "copy"),
     "swapped": (swap, "bytes, not", "copy the bundle again"),
     "file gone": (lambda site: (site.model / "litert-dense.tflite").unlink(), "is missing (HTTP 404)", "bundle"),
     "newer": (
