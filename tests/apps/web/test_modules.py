@@ -221,7 +221,7 @@ CHANGES = """async ([manifest, times, budgetMs]) => {
 
 
 def test_a_variant_that_was_too_slow_is_not_tried_again_and_again(modules: Page) -> None:
-    """The ratio of times here, which is not the manifest's, is learned at a change; faster, the device takes it."""
+    """The ratio of times here, which is not the manifest's, is learned at a change; a faster device takes it."""
     file = {"file": "x", "sha256": hashlib.sha256(b"x").hexdigest(), "size_bytes": 1, "runtime": "litert"}
     told = {"dense": (4.0, 0.9), "half": (2.0, 0.8), "small": (0.5, 0.7)}
     variants = [
