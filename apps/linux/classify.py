@@ -412,7 +412,7 @@ def load_executorch(path: Path, threads: int, entry: str | None) -> Run:
     return run
 
 
-def load_onnx(path: Path, threads: int, entry: str | None = None) -> Run:
+def load_onnx(path: Path, threads: int, entry: str | None) -> Run:
     onnxruntime = importlib.import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1

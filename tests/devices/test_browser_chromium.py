@@ -163,7 +163,7 @@ def test_without_isolation_one_thread_works_and_two_are_refused(page: Page, netw
 
     assert not device.facts().os.endswith("(isolated)")
     assert all(ns > 0 for ns in one.result()["samples_ns"]["net"])
-    with pytest.raises(DeviceError, match="measure with 1 thread"):
+    with pytest.raises(DeviceError, match="use 1 thread"):
         two.result(30)
     device.close()
 

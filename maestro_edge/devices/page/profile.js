@@ -3,8 +3,6 @@
 // Polls the host for a job, measures its .tflite files with LiteRT.js and posts one JSON answer: `about` tells
 // versions and facts, `time` measures files interleaved in random order. {"error": "..."} when a job failed.
 
-import {time} from "./measure.js";
-
 const BEAT_MS = 2000;
 const PAINT_MS = 200;
 
@@ -75,7 +73,8 @@ async function rest() {
 
 // ---- About this device
 
-let litert = null;
+let program = null;
+let measuring = null;
 
 function gpuName() {
   const gl = document.createElement("canvas").getContext("webgl");
@@ -89,7 +88,7 @@ async function about() {
   const names = {relaxedSimd: "relaxed-simd", threads: "threads"};
   const features = [];
   for (const [feature, name] of Object.entries(names)) {
-    if (await litert.supportsFeature(feature)) features.push(name);
+    if (await program.supportsFeature(feature)) features.push(name);
   }
   const {version} = await (await ask("litert/package.json")).json();
   const hints = await navigator.userAgentData?.getHighEntropyValues(["model"]).catch(() => null);
@@ -114,7 +113,7 @@ async function keepAwake() {
 
 // ---- Main
 
-const TASKS = {about, time: (job) => time(job, litert, {say, rest, read})};
+const TASKS = {about, time: (job) => measuring.time(job, {say, rest, read})};
 
 async function work(job) {
   showError("");
@@ -143,7 +142,8 @@ async function deliver(name, answer) {
 async function main() {
   say("Connecting.");
   visit = await (await post("claim")).text();
-  litert = await import("./litert/index.js");
+  program = await import("./program.js");
+  measuring = await import("./measure.js");
   for (;;) {
     say("Waiting for the computer. Leave this page open.");
     const answer = await ask(`job?visit=${visit}`);
