@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -46,6 +47,22 @@ def system(cache: Path, architecture: str, packages: Sequence[str], wheels: Sequ
     return kept(cache, [architecture, *packages, *wheels], fill)
 
 
+def alone(cache: Path, architecture: str, packages: Sequence[str], *, suite: str = SUITE) -> Path:
+    """A root folder with packages but nothing that they depend on: for jars, and programs that need no more."""
+
+    def fill(root: Path) -> None:
+        for package in download(cache, architecture, packages, root / "packages", suite=suite, depends=False):
+            unpack(package, root)
+        shutil.rmtree(root / "packages")
+        for link in (path for path in root.rglob("*") if path.is_symlink()):
+            target = link.readlink()
+            if target.is_absolute():  # it would leave the folder, for what this machine has there
+                link.unlink()
+                link.symlink_to(os.path.relpath(root / target.relative_to("/"), link.parent))
+
+    return kept(cache, [architecture, suite, "alone", *packages], fill)
+
+
 def emulator(cache: Path, architecture: str) -> Path:
     """The static qemu that runs programs of `architecture` here."""
     native, member = native_architecture(), f"./usr/bin/qemu-{MACHINES[architecture]}"
@@ -83,12 +100,20 @@ def mirror() -> str:
     return found[1]
 
 
-def download(cache: Path, architecture: str, packages: Sequence[str], into: Path) -> list[Path]:
+def download(
+    cache: Path,
+    architecture: str,
+    packages: Sequence[str],
+    into: Path,
+    *,
+    suite: str = SUITE,
+    depends: bool = True,
+) -> list[Path]:
     """Files of packages and of what they depend on, by an apt that has its own settings and lists."""
-    state = cache / f"apt-{architecture}"
+    state = cache / (f"apt-{architecture}" if suite == SUITE else f"apt-{architecture}-{suite}")
     for folder in (state / "lists/partial", into / "partial"):
         folder.mkdir(parents=True, exist_ok=True)
-    (state / "sources.list").write_text(f"deb [signed-by={KEYRING}] {mirror()} {SUITE} main\n")
+    (state / "sources.list").write_text(f"deb [signed-by={KEYRING}] {mirror()} {suite} main\n")
     settings = {
         "APT::Architecture": architecture,
         "APT::Architectures": architecture,
@@ -107,7 +132,10 @@ def download(cache: Path, architecture: str, packages: Sequence[str], into: Path
     }
     apt = ["apt-get", "-qq", "--yes", *(f"-o{name}={value}" for name, value in settings.items())]
     output(*apt, "update")
-    output(*apt, "install", "--download-only", *packages)
+    if depends:
+        output(*apt, "install", "--download-only", *packages)
+    else:
+        output(*apt, "download", *packages, folder=into)
     return sorted(into.glob("*.deb"))
 
 
@@ -134,8 +162,8 @@ def install_wheels(machine: str, wheels: Sequence[str], into: Path) -> None:
     output(sys.executable, "-m", "pip", "install", "--quiet", f"--target={into}", "--upgrade", *chosen, *wheels)
 
 
-def output(*argv: str) -> str:
-    """What a program printed; an AssertionError that tells why it failed."""
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+def output(*argv: str, folder: Path | None = None) -> str:
+    """What a program printed, run in `folder`; an AssertionError that tells why it failed."""
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=folder)
     assert done.returncode == 0, f"{' '.join(argv)} ended with code {done.returncode}: {done.stderr.strip()}"
     return done.stdout
