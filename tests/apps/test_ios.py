@@ -1,6 +1,7 @@
 """The iOS app, as far as it goes without Apple: its logic run by Swift, its sources against stubs of frameworks.
 
-Debian's Swift is unpacked below .cache and sees a /usr of its own; nothing is installed on this machine.
+Debian's Swift (444 MB, fetched once) is unpacked below .cache and sees a /usr of its own; nothing is installed on
+this machine.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Swift(NamedTuple):
 
     def module(self, name: str, sources: Sequence[Path], into: Path) -> None:
         """What `import NAME` finds, without any code."""
-        kind = ["-emit-module", "-parse-as-library", "-module-name", name, "-I", into]
+        kind: list[str | Path] = ["-emit-module", "-parse-as-library", "-module-name", name, "-I", into]
         done = self.compile(*kind, "-emit-module-path", into / f"{name}.swiftmodule", *sources)
         assert done.returncode == 0, done.stderr
 

@@ -11,6 +11,8 @@ final class DemoModel {
     private(set) var current: Variant?
     private(set) var likely: [Likely] = []
     private(set) var times: MeasuredMs?
+    /// Where the known times of the variants come from.
+    private(set) var measuredOn = ""
     private(set) var state = phoneState()
     private(set) var isMeasuring = false
     private(set) var message = ""
@@ -47,6 +49,7 @@ final class DemoModel {
             let opened = try OpenBundle(at: folder, sha256: hexSha256)
             let earlier = Benchmark(at: DemoModel.benchmarkFile, manifestSha256: opened.manifestSha256)
             variants = earlier?.timed(opened.manifest.variants) ?? opened.manifest.variants
+            measuredOn = earlier?.device.machine ?? opened.manifest.device.name
             engine = Engine(opened)
             bundle = opened
             chooseAgain()
@@ -110,6 +113,7 @@ final class DemoModel {
             let found = try await engine.benchmark(device: facts)
             try found.write(to: DemoModel.benchmarkFile)
             variants = found.timed(bundle.manifest.variants)
+            measuredOn = facts.machine
             chooseAgain()
             let failed = found.failures.sorted { $0.key < $1.key }.map(\.value)
             message = (["Measured: benchmark.json lies in Files."] + failed).joined(separator: "\n")

@@ -41,8 +41,8 @@ struct DemoView: View {
         if let current = model.current {
             LabeledContent("Runs", value: "\(current.name) (\(current.runtime))")
             LabeledContent("Accuracy", value: percent(current.accuracy))
-            LabeledContent("Known p50, p90", value: milliseconds(current.measuredMs))
-            LabeledContent("Live p50, p90", value: milliseconds(model.times))
+            LabeledContent("On \(model.measuredOn) p50, p90", value: milliseconds(current.measuredMs))
+            LabeledContent("Now p50, p90", value: milliseconds(model.times))
         }
         LabeledContent("Thermal state", value: model.state.thermal)
     }

@@ -8,18 +8,16 @@ public struct Manifest: Decodable, Sendable {
     }
 
     public let device: Device
-    public let model: String
     public let labels: [String]
     public let input: InputSpec
     public let choices: [Choice]
     public let variants: [Variant]
 
-    enum CodingKeys: String, CodingKey { case device, model, labels, input, choices, variants }
+    enum CodingKeys: String, CodingKey { case device, labels, input, choices, variants }
 
     public init(from decoder: any Decoder) throws {
         let values = try decoder.container(keyedBy: CodingKeys.self)
         device = try values.decode(Device.self, forKey: .device)
-        model = try values.decode(String.self, forKey: .model)
         labels = try values.decode([String].self, forKey: .labels)
         input = try values.decode(InputSpec.self, forKey: .input)
         choices = try values.decodeIfPresent([Choice].self, forKey: .choices) ?? []
@@ -102,10 +100,9 @@ public struct MeasuredMs: Decodable, Sendable, Equatable {
     }
 }
 
-public struct Variant: Decodable, Sendable, Identifiable {
+public struct Variant: Decodable, Sendable {
     public let name: String
     public let runtime: String
-    public let runtimeVersion: String
     public let file: String
     /// Method or function of a file that several variants share.
     public let entry: String?
@@ -114,11 +111,8 @@ public struct Variant: Decodable, Sendable, Identifiable {
     public let accuracy: Double
     public private(set) var measuredMs: MeasuredMs?
 
-    public var id: String { name }
-
     enum CodingKeys: String, CodingKey {
         case name, runtime, file, entry, sha256, accuracy
-        case runtimeVersion = "runtime_version"
         case sizeBytes = "size_bytes"
         case measuredMs = "measured_ms"
     }

@@ -64,8 +64,8 @@ private final class Clocked: Program {
         machine: "iPhone17,1", arch: "arm64", cores: 6, memoryGib: 7.5, system: "iOS", version: "18.6",
         build: "22G86")
     let state = PhoneState(thermal: "nominal", lowPower: false)
-    let text = #"{"name": "dense", "runtime": "coreml", "runtime_version": "9.0", "file": "m", "sha256": "0", "#
-        + #""size_bytes": 1, "accuracy": 0.9, "measured_ms": {"p50": 9, "p90": 9}}"#
+    let text = #"{"name": "dense", "runtime": "coreml", "file": "m", "sha256": "0", "size_bytes": 1, "#
+        + #" "accuracy": 0.9, "measured_ms": {"p50": 9, "p90": 9}}"#
     let variant = try JSONDecoder().decode(Variant.self, from: Data(text.utf8))
 
     try Benchmark(
