@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,17 +25,12 @@ from torch import nn
 from maestro_edge.bundling import bundle as make_bundle
 from maestro_edge.runtimes import digest, load, size_bytes
 from maestro_edge.values import DeviceFacts, InputSpec, Manifest, MeasuredMs, Variant
-from tests.devices.debian import native_architecture, system
-from tests.devices.programs import OWN_USR
+from tests.apps.ios.swift import Check, Swift, bring_swift
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache" / "lab"
-HOME = CACHE / "swift-home"
-"""Where Swift keeps what it makes of its own headers, else below the user's home."""
-
 PACKAGE = ROOT / "apps" / "ios"
 HERE = Path(__file__).parent / "ios"
-DEBIAN = ["swiftlang", "libc6-dev", "libstdc++-14-dev"]
 INPUT = InputSpec(shape=(1, 3, 8, 8), mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26))
 
 STUBS = (
@@ -55,34 +49,10 @@ Change = Callable[[dict[str, Any]], object]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
-class Swift(NamedTuple):
-    """Programs of Debian's Swift, or made by it."""
-
-    root: Path
-    folder: Path
-
-    def run(self, program: Path | str, *arguments: str | Path, told: str = "") -> subprocess.CompletedProcess[str]:
-        script = self.folder / "own-usr.sh"
-        script.write_text(OWN_USR.format(program=program, root=self.root))
-        environment = {"HOME": str(HOME), "PATH": os.environ["PATH"]}
-        argv = ["sh", str(script), *map(str, arguments)]
-        return subprocess.run(argv, input=told, capture_output=True, text=True, check=False, env=environment)
-
-    def compile(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        return self.run("/usr/bin/swiftc", "-swift-version", "6", *arguments)
-
-    def module(self, name: str, sources: Sequence[Path], into: Path) -> None:
-        """What `import NAME` finds, without any code."""
-        kind: list[str | Path] = ["-emit-module", "-parse-as-library", "-module-name", name, "-I", into]
-        done = self.compile(*kind, "-emit-module-path", into / f"{name}.swiftmodule", *sources)
-        assert done.returncode == 0, done.stderr
-
-
 @pytest.fixture(scope="session")
 def swift(tmp_path_factory: pytest.TempPathFactory) -> Swift:
     """The compiler, the package manager and the test library, 6.0.3."""
-    HOME.mkdir(parents=True, exist_ok=True)
-    return Swift(system(CACHE, native_architecture(), DEBIAN), tmp_path_factory.mktemp("swift"))
+    return bring_swift(CACHE, tmp_path_factory.mktemp("swift"))
 
 
 def sources(folder: str) -> list[Path]:
@@ -102,32 +72,12 @@ def test_the_package_passes_its_tests(swift: Swift) -> None:
         "--package-path",
         PACKAGE,
         "--scratch-path",
-        HOME / "build",
+        swift.home / "build",
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"Test run with \d+ tests passed", done.stdout)
     assert done.stdout.count("Passing 1 argument given") == len(cases["choose"]) + len(cases["adapt"])
-
-
-class Check(NamedTuple):
-    """The app's logic as a program: JSON in, JSON out."""
-
-    swift: Swift
-    program: Path
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        told = {"quantiles": [], "pictures": [], "bundles": [], **request}
-        done = self.swift.run(self.program, told=json.dumps(told))
-        assert done.returncode == 0, done.stderr
-        answer: dict[str, Any] = json.loads(done.stdout)
-        return answer
-
-    def refusal(self, folder: Path) -> str:
-        """The one line that a broken bundle is refused with."""
-        (answer,) = self.ask(bundles=[str(folder)])["bundles"]
-        assert "\n" not in answer["refusal"]
-        return str(answer["refusal"])
 
 
 @pytest.fixture(scope="module")
