@@ -1,8 +1,8 @@
-// What needs an iPhone: Core ML, the thermal state, the facts of the device.
+// Core ML packages with random inputs, and the runs over them.
 
 import CoreML
-import CryptoKit
 import Foundation
+import MaestroBundle
 
 /// One compiled package, loaded and fed with random numbers (ids 0 and 1 where it takes integers).
 final class CoreMLProgram: Program {
@@ -42,26 +42,11 @@ final class CoreMLProgram: Program {
     }
 }
 
-enum ComputeUnits: String, CaseIterable, Identifiable, Sendable {
-    case all, cpuOnly, cpuAndGPU, cpuAndNeuralEngine
-
-    var id: String { rawValue }
-
-    var coreML: MLComputeUnits {
-        switch self {
-        case .all: .all
-        case .cpuOnly: .cpuOnly
-        case .cpuAndGPU: .cpuAndGPU
-        case .cpuAndNeuralEngine: .cpuAndNeuralEngine
-        }
-    }
-}
-
 /// Hears how far the work is (0 to 1) and what it does.
 typealias Say = @Sendable (Double, String) -> Void
 
 /// Measures a folder of probes with these compute units.
-func answers(folder: URL, units: ComputeUnits, device: Answers.Device, say: Say) async throws -> Answers {
+func answers(folder: URL, units: ComputeUnits, device: PhoneFacts, say: Say) async throws -> Answers {
     let data = try Data(contentsOf: folder.appendingPathComponent("probes.json"))
     let probes = try Probes(probes: data)
     let work = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
@@ -100,7 +85,7 @@ private func compile(
         say(Double(compiled.count) / Double(files.count), "compiling \(file.file)")
         try Task.checkCancellation()
         let package = folder.appendingPathComponent(file.file)
-        guard try packageDigest(package, sha256: hexSha256) == file.sha256 else {
+        guard try packageDigest(package, sha256: hexSha256).sha256 == file.sha256 else {
             throw Failure("\(file.file) is not the file that was exported: carry the whole folder over again")
         }
         let kept = work.appendingPathComponent("\(file.file).mlmodelc")
@@ -114,54 +99,24 @@ private func compile(
 private func measured(
     stage: Int, names: [String], schedule: Probes.Schedule, seed: UInt64, load: (String) throws -> any Program
 ) throws -> Answers.Run {
-    let before = (thermal: thermalState(), lowPower: ProcessInfo.processInfo.isLowPowerModeEnabled)
+    let before = phoneState()
     let samples = try autoreleasepool {
         var programs: [String: any Program] = [:]
         for name in names { programs[name] = try load(name) }
-        return try measure(programs, schedule: schedule, seed: seed)
+        return try measure(programs, pace: schedule.pace, seed: seed)
     }
+    let after = phoneState()
     return Answers.Run(
-        stage: stage, thermalBefore: before.thermal, thermalAfter: thermalState(),
-        lowPower: before.lowPower || ProcessInfo.processInfo.isLowPowerModeEnabled, samplesNs: samples)
+        stage: stage, thermalBefore: before.thermal, thermalAfter: after.thermal,
+        lowPower: before.lowPower || after.lowPower, samplesNs: samples)
 }
 
 /// The pause before a run; a hot phone gets longer, as it would be measured at reduced clocks.
 private func rest(_ schedule: Probes.Schedule) async throws {
     try await Task.sleep(nanoseconds: UInt64(schedule.pauseS * 1e9))
     var waitedS = 0.0
-    while ["serious", "critical"].contains(thermalState()), waitedS < schedule.coolS {
+    while phoneState().isHot, waitedS < schedule.coolS {
         try await Task.sleep(nanoseconds: 2_000_000_000)
         waitedS += 2
     }
-}
-
-func thermalState() -> String {
-    switch ProcessInfo.processInfo.thermalState {
-    case .nominal: "nominal"
-    case .fair: "fair"
-    case .serious: "serious"
-    case .critical: "critical"
-    @unknown default: "critical"
-    }
-}
-
-func hexSha256(_ data: Data) -> String {
-    SHA256.hash(data: data).map { String(format: "%02x", $0) }.joined()
-}
-
-/// `system` and `version` are UIDevice's, which only the main thread may ask.
-func deviceFacts(system: String, version: String) -> Answers.Device {
-    let process = ProcessInfo.processInfo
-    return Answers.Device(
-        machine: systemControl("hw.machine"), arch: "arm64", cores: process.processorCount,
-        memoryGib: Double(process.physicalMemory) / 1_073_741_824, system: system, version: version,
-        build: systemControl("kern.osversion"))
-}
-
-private func systemControl(_ name: String) -> String {
-    var size = 0
-    sysctlbyname(name, nil, &size, nil, 0)
-    var value = [UInt8](repeating: 0, count: max(1, size))
-    guard sysctlbyname(name, &value, &size, nil, 0) == 0 else { return "unknown" }
-    return String(decoding: value.prefix { $0 != 0 }, as: UTF8.self)
 }

@@ -69,8 +69,7 @@ struct ProbesView: View {
                 } onCancel: {
                     work.cancel()
                 }
-                let documents = FileManager.default.urls(for: .documentDirectory, in: .userDomainMask)[0]
-                let url = documents.appendingPathComponent("answers.json")
+                let url = appFolder(.documentDirectory).appendingPathComponent("answers.json")
                 try found.write(to: url)
                 written = url
                 end = (1, "Measured. Send answers.json to the computer that made the probes.")
