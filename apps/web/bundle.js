@@ -25,7 +25,9 @@ const isObject = (value) => typeof value === "object" && value !== null && !Arra
 const isNumbers = (value) => Array.isArray(value) && value.every(isNumber);
 const orNull = (check) => (value) => value === null || check(value);
 
-const MANIFEST = {device: isObject, model: isText, labels: Array.isArray, input: isObject, variants: Array.isArray};
+const isList = Array.isArray;
+
+const MANIFEST = {device: isObject, model: isText, labels: isList, input: isObject, variants: isList};
 const INPUT = {shape: isNumbers, layout: isText, dtype: isText, mean: isNumbers, std: isNumbers};
 const VARIANT = {
   name: isText, runtime: isText, precision: isText, file: isText, sha256: isText, size_bytes: isNumber,

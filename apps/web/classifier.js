@@ -151,7 +151,8 @@ export class Classifier {
   /** The scores of what is fed; its time goes into the history. */
   async classify(data) {
     let scores = null;
-    const ms = await this.runtime.sampleMs(async () => { scores = await this.run(this.current, data); }, this.runs);
+    const run = async () => { scores = await this.run(this.current, data); };
+    const ms = await this.runtime.sampleMs(run, this.runs);
     this.history.add(ms, this.current.name);
     return scores;
   }

@@ -189,7 +189,8 @@ async function main() {
 function fail(error) {
   hasFailed = true;
   camera.stop();
-  show.showFailure(error instanceof BundleError ? "This bundle cannot be used here" : "Something went wrong", error);
+  const title = error instanceof BundleError ? "This bundle cannot be used here" : "Something went wrong";
+  show.showFailure(title, error);
 }
 
 main().catch(fail);

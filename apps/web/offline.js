@@ -1,5 +1,5 @@
 // What makes the page work without a network: the service worker keeps the page's own files (sw.js), and here the
-// bundle's files are kept by their sha256, once they are checked. Without https there is neither, and no harm done.
+// bundle's files are kept by their sha256, once they are checked. Without https there is neither, and no harm.
 
 const CACHE = `maestro-edge-files ${new URL(".", location.href).pathname}`; // other apps may share the origin
 const addressOf = (sha256) => `kept/${encodeURIComponent(sha256)}`;

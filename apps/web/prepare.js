@@ -9,7 +9,8 @@ export function prepare(image, input) {
   const rows = weights(high, height);
   const fed = new Float32Array(channels * height * width);
   for (let channel = 0; channel < channels; channel++) {
-    const plane = planeOf(image, {left, top, wide, high}, channels === 1 ? luma : (data, at) => data[at + channel]);
+    const value = channels === 1 ? luma : (data, at) => data[at + channel];
+    const plane = planeOf(image, {left, top, wide, high}, value);
     const resized = resize(resize(plane, wide, columns), high, rows); // each turns the image over its diagonal
     const [mean, std] = [input.mean[channel], input.std[channel]];
     for (let pixel = 0; pixel < resized.length; pixel++) {

@@ -11,16 +11,18 @@ export function reachable(variants, runtimes) {
 function best(variants) {
   const isBetter = (one, other) =>
     one.accuracy > other.accuracy || (one.accuracy === other.accuracy && p50(one) < p50(other));
-  return variants.reduce((found, variant) => (found === null || isBetter(variant, found) ? variant : found), null);
+  const betterOf = (found, variant) => (found === null || isBetter(variant, found) ? variant : found);
+  return variants.reduce(betterOf, null);
 }
 
-/** The variant to begin with; null where none is left. `device` has `soc` and `memory_gib`, null where unknown. */
+/** The variant to begin with, null where none is left; `device`: `soc` and `memory_gib`, null where unknown. */
 export function choose({variants, budgetMs, runtimes, choices = [], device = {}}) {
   const here = reachable(variants, runtimes);
   if (budgetMs !== null) return best(here.filter((variant) => p50(variant) <= budgetMs));
   for (const {soc, memory_gib: memory, runtime, variant: name} of choices) {
     if ((soc ?? device.soc) !== device.soc || (memory ?? 0) > (device.memory_gib ?? 0)) continue;
-    const named = here.find((variant) => variant.name === name && (runtime ?? variant.runtime) === variant.runtime);
+    const isNamed = (variant) => variant.name === name && (runtime ?? variant.runtime) === variant.runtime;
+    const named = here.find(isNamed);
     if (named) return named;
   }
   return best(here);
@@ -38,9 +40,11 @@ export function adapt({variants, current, liveMs, budgetMs, hot, runtimes}) {
   const expected = (variant) => expectedMs(variant, current, liveMs);
   if (hot || liveMs > limitMs) {
     const within = here.filter((variant) => expected(variant) <= limitMs && !(hot && expected(variant) >= liveMs));
-    return best(within) ?? here.reduce((found, variant) => (expected(variant) < expected(found) ? variant : found));
+    const fasterOf = (found, variant) => (expected(variant) < expected(found) ? variant : found);
+    return best(within) ?? here.reduce(fasterOf);
   }
   if (budgetMs === null) return current;
   const roomMs = 0.9 * budgetMs;
-  return best(here.filter((variant) => variant.accuracy > current.accuracy && expected(variant) <= roomMs)) ?? current;
+  const better = here.filter((variant) => variant.accuracy > current.accuracy && expected(variant) <= roomMs);
+  return best(better) ?? current;
 }

@@ -37,7 +37,8 @@ async function answer(event) {
   const old = await cache.match(event.request, {ignoreSearch: true, ignoreVary: true});
   const fresh = fetch(event.request).then((found) => {
     const copy = found.status === 200 && !found.redirected ? found.clone() : null;
-    if (copy) event.waitUntil(cache.put(event.request, copy).catch(() => null)); // full: the page works all the same
+    // Where the disk is full the page works all the same.
+    if (copy) event.waitUntil(cache.put(event.request, copy).catch(() => null));
     return found;
   });
   if (!old) return fresh;

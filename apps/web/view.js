@@ -14,7 +14,8 @@ export const view = Object.fromEntries(ids.map((id) => [id, document.getElementB
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 
 export function say(text) {
-  if (view.status.textContent !== text) view.status.textContent = text; // screen readers say it each time it is set
+  // Screen readers say it each time it is set.
+  if (view.status.textContent !== text) view.status.textContent = text;
 }
 
 export function note(text) {
@@ -65,7 +66,8 @@ export function showVariant({current, failed}) {
   const low = ranks.filter(([, rank]) => rank !== "dense").length;
   view.variant.textContent = current.name;
   view.accuracy.textContent = percent(current.accuracy);
-  view.precision.textContent = `${current.precision}, ${low ? `${low} of ${ranks.length} layers low rank` : "dense"}`;
+  const form = low ? `${low} of ${ranks.length} layers low rank` : "dense";
+  view.precision.textContent = `${current.precision}, ${form}`;
   view["ranks-summary"].textContent = `Ranks of ${ranks.length} layers`;
   view.ranks.replaceChildren(...ranks.map(([layer, rank]) => cell("li", `${layer}: ${rank}`)));
   view.failed.textContent = failed.length ? `Left out: ${failed.join("; ")}.` : "";
@@ -108,9 +110,11 @@ function cell(tag, text) {
 
 export function showAbout({manifest, stepMs}, version) {
   document.title = view.title.textContent = manifest.model;
-  const threads = crossOriginIsolated ? "threads possible" : "one thread: the server sends no COOP and COEP headers";
+  const alone = "one thread (more need https or 127.0.0.1, and COOP and COEP headers)";
+  const threads = crossOriginIsolated ? "threads possible" : alone;
   view.about.textContent =
-    `LiteRT.js ${version} on ${navigator.hardwareConcurrency} cores, ${threads}, timer step ${stepMs.toFixed(3)} ms.`;
+    `LiteRT.js ${version} on ${navigator.hardwareConcurrency} cores, ${threads}, ` +
+    `timer step ${stepMs.toFixed(3)} ms.`;
 }
 
 export function showThreads(most) {
