@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from maestro_edge.bundling import APPS
 from maestro_edge.recipes.images import decode
 from maestro_edge.values import DENSE, Manifest
-from tests.apps.small import CLASSES
+from tests.apps.small import CLASSES, MODEL
+from tests.command import here, refused
 
 
 def test_the_bundle_has_a_dense_network_and_two_plans_of_each_runtime(app_bundle: Path) -> None:
@@ -32,3 +36,33 @@ def test_images_lie_beside_the_bundle(app_bundle: Path) -> None:
         **{f"{label}.png": (3, 32, 32) for label in CLASSES},
         **{f"{label}-large.png": (3, 90, 120) for label in CLASSES},
     }
+
+
+@pytest.mark.parametrize(
+    ("app", "runtimes"),
+    [
+        *(("android", {"litert", "executorch"}), ("ios", {"executorch"})),
+        *(("linux", {"litert", "executorch"}), ("web", {"litert"})),
+    ],
+)
+def test_the_command_drops_a_run_into_an_app(
+    app: str, runtimes: set[str], app_bundle: Path, tmp_path: Path
+) -> None:
+    """What the app can run, and a choice for each runtime; of plans only the named one, when one is."""
+    argv = ("bundle", str(app_bundle.parent / "run"), "--model", MODEL, "--app", app, "--out", str(tmp_path))
+    folder = tmp_path / APPS[app].assets
+
+    every = here(*argv, folder=tmp_path)
+    manifest = Manifest.load(folder / "manifest.json")
+    plan = next(each for each in manifest.variants if each.is_planned)
+    one = here(*argv, plan.name, folder=tmp_path)
+    fewer = Manifest.load(folder / "manifest.json")
+
+    assert (every.code, one.code) == (0, 0)
+    assert {each.runtime for each in manifest.variants} == {each.runtime for each in manifest.choices} == runtimes
+    assert [each.name for each in fewer.variants if each.is_planned] == [plan.name]
+    assert {each.name for each in folder.iterdir()} == {
+        *("manifest.json", "labels.txt"),
+        *(each.file for each in fewer.variants),
+    }
+    assert "give --out, the app's folder" in refused(here(*argv[:-2], folder=tmp_path))
