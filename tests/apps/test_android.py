@@ -64,7 +64,7 @@ def test_the_apk_holds_program_and_libraries(apk: Path) -> None:
 def test_the_apk_is_signed_and_aligned(apk: Path, tools: Tools) -> None:
     verified = tools.apksigner("verify", "--verbose", str(apk))
 
-    assert "Verified using v2 scheme (APK Signature Scheme v2): true" in verified
+    assert verified.startswith("Verifies") and "(APK Signature Scheme v3): true" in verified
     assert "FAILED" not in tools.zipalign("-c", "-v", "-p", "4", str(apk))
 
 

@@ -194,14 +194,16 @@ def live(logic: Logic, bundle: Path, *steps: dict[str, Any], slower: float = 1.0
 
 def test_a_budget_chooses_and_none_takes_the_most_accurate(logic: Logic, bundle: Path) -> None:
     """Across both runtimes; on a device as fast as the bundle's nothing moves it afterwards."""
-    steps = [step for ms in (None, 2.5, 1.0, None) for step in ({"budget_ms": ms}, {"runs": 60})]
+    steps: list[dict[str, Any]] = [
+        step for ms in (None, 2.5, 1.0, None) for step in ({"budget_ms": ms}, {"runs": 60})
+    ]
 
     assert live(logic, bundle, *steps) == ["dense", "dense", "plan", "plan", "small", "small", "dense", "dense"]
 
 
 def test_a_slower_phone_gets_a_faster_variant(logic: Logic, bundle: Path) -> None:
     """After the first 20 runs, not before; and again when that is not enough."""
-    steps = [{"budget_ms": 5.0}, {"runs": 19}, {"runs": 1}, {"runs": 60}]
+    steps: list[dict[str, Any]] = [{"budget_ms": 5.0}, {"runs": 19}, {"runs": 1}, {"runs": 60}]
 
     assert live(logic, bundle, *steps, slower=2) == ["dense", "dense", "plan", "plan"]
     assert live(logic, bundle, *steps, slower=4) == ["dense", "dense", "small", "small"]
@@ -209,7 +211,12 @@ def test_a_slower_phone_gets_a_faster_variant(logic: Logic, bundle: Path) -> Non
 
 def test_heat_goes_down_and_a_cool_phone_up_again(logic: Logic, bundle: Path) -> None:
     """One step each 20 runs while it is hot, and back within the budget."""
-    steps = [{"budget_ms": 5.0}, {"runs": 20, "hot": True}, {"runs": 20, "hot": True}, {"runs": 20, "hot": False}]
+    steps: list[dict[str, Any]] = [
+        {"budget_ms": 5.0},
+        {"runs": 20, "hot": True},
+        {"runs": 20, "hot": True},
+        {"runs": 20, "hot": False},
+    ]
 
     assert live(logic, bundle, *steps) == ["dense", "plan", "small", "dense"]
 

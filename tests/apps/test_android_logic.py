@@ -123,25 +123,22 @@ def test_preparation_equals_the_linux_app(
     assert np.allclose(found, linux.prepare(pixels, fed), atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("size", "shape", "part"),
-    [
-        ((20, 30), (8, 8), np.s_[:, 5:25]),
-        ((31, 10), (8, 8), np.s_[10:20]),
-        ((12, 12), (6, 12), np.s_[3:9]),
-        ((9, 40), (8, 12), np.s_[:, 13:27]),
-    ],
-)
-def test_crop_takes_the_largest_centred_part(
-    logic: Logic, linux: ModuleType, size: tuple[int, int], shape: tuple[int, int], part: Any
-) -> None:
-    """A square of a wide and of a tall image, and parts of other aspects."""
+@pytest.mark.parametrize("size", [(20, 30), (31, 10), (12, 12), (9, 40), (3, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(8, 8), (6, 12), (8, 12)], ids=str)
+def test_crop_takes_the_largest_centred_part(logic: Logic, size: tuple[int, int], shape: tuple[int, int]) -> None:
+    """As Pillow resizes a box, of wide and of tall images to squares and other aspects, and in part pixels."""
     pixels = np.random.default_rng(3).integers(0, 256, (*size, 3), np.uint8)
-    fed = {"shape": [1, 3, *shape], "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
+    (rows, columns), (height, width) = size, shape
+    scale = min(rows / height, columns / width)
+    left, top = (columns - scale * width) / 2, (rows - scale * height) / 2
+    box = (left, top, columns - left, rows - top)
 
-    found = feed(logic, pixels, **fed, resize="crop")
+    found = feed(logic, pixels, shape=[1, 3, *shape], resize="crop", mean=[0, 0, 0], std=[1, 1, 1])
 
-    assert np.allclose(found, linux.prepare(pixels[part], fed), atol=1e-4)
+    planes = [Image.fromarray(pixels[:, :, channel].astype(np.float32)) for channel in range(3)]
+    to, how = (width, height), Image.Resampling.BILINEAR
+    expected = [np.asarray(plane.resize(to, how, box=box)) / 255 for plane in planes]
+    assert np.allclose(found[0], expected, atol=1e-4)
 
 
 def test_channels_last_is_the_same_turned(logic: Logic) -> None:

@@ -5,7 +5,6 @@ import kotlin.math.ceil
 import kotlin.math.floor
 import kotlin.math.max
 import kotlin.math.min
-import kotlin.math.roundToInt
 
 /** An upright image: its pixels 0xRRGGBB, row by row; what stands above them, an alpha, is ignored. */
 class Image(val width: Int, val height: Int, val pixels: IntArray) {
@@ -16,17 +15,20 @@ class Image(val width: Int, val height: Int, val pixels: IntArray) {
 
 /** What the model is fed, in the layout of `input`: cropped or stretched, normalised. */
 fun prepare(image: Image, input: InputSpec): FloatArray {
-    val part = if (input.isCropped) centre(image, input) else Part(0, 0, image.width, image.height)
-    val columns = weigh(part.width, input.width)
-    val rows = weigh(part.height, input.height)
-    val narrowed = Array(part.height) { y -> narrow(image, part, y, columns, input.channels) } // each (C, W)
+    val scale = min(image.height.toDouble() / input.height, image.width.toDouble() / input.width)
+    val (high, wide) = if (input.isCropped) listOf(scale * input.height, scale * input.width)
+    else listOf(image.height.toDouble(), image.width.toDouble())
+    val rows = weigh(image.height, high, input.height)
+    val columns = weigh(image.width, wide, input.width)
+    val top = rows.first().first
+    val narrowed = List(rows.last().end - top) { narrow(image, top + it, columns, input.channels) } // each (C, W)
     val fed = FloatArray(input.channels * input.height * input.width)
     for (channel in 0 until input.channels) {
         for ((y, row) in rows.withIndex()) {
             for (x in 0 until input.width) {
                 var pixel = 0f
                 for ((i, weight) in row.weights.withIndex()) {
-                    pixel += weight * narrowed[row.first + i][channel * input.width + x]
+                    pixel += weight * narrowed[row.first - top + i][channel * input.width + x]
                 }
                 fed[input.at(channel, y, x)] = (pixel / 255 - input.mean[channel]) / input.std[channel]
             }
@@ -38,25 +40,21 @@ fun prepare(image: Image, input: InputSpec): FloatArray {
 private fun InputSpec.at(channel: Int, y: Int, x: Int) =
     if (isNchw) (channel * height + y) * width + x else (y * width + x) * channels + channel
 
-private class Part(val left: Int, val top: Int, val width: Int, val height: Int)
-
-/** The largest centred part of the input's aspect ratio, in whole pixels. */
-private fun centre(image: Image, input: InputSpec): Part {
-    val aspect = input.width.toDouble() / input.height
-    val width = (image.height * aspect).roundToInt().coerceIn(1, image.width)
-    val height = (image.width / aspect).roundToInt().coerceIn(1, image.height)
-    return Part((image.width - width) / 2, (image.height - height) / 2, width, height)
+/** The pixels from `first` on that one resized pixel is made of, and their shares. */
+private class Taps(val first: Int, val weights: FloatArray) {
+    val end = first + weights.size
 }
 
-/** The pixels from `first` on that one resized pixel is made of, and their shares. */
-private class Taps(val first: Int, val weights: FloatArray)
-
-/** Bilinear with half-pixel centres, over all pixels below one resized pixel when it shrinks. */
-private fun weigh(size: Int, to: Int): List<Taps> {
-    val step = size.toDouble() / to
+/**
+ * Bilinear with half-pixel centres, over all pixels below one resized pixel when it shrinks.
+ *
+ * Only the centred `part` of the size is resized; what borders it counts, as in Pillow's box.
+ */
+private fun weigh(size: Int, part: Double, to: Int): List<Taps> {
+    val step = part / to
     val reach = max(step, 1.0)
     return List(to) { place ->
-        val middle = (place + 0.5) * step - 0.5
+        val middle = (size - part) / 2 + (place + 0.5) * step - 0.5
         val first = max(0, ceil(middle - reach).toInt())
         val last = min(size - 1, floor(middle + reach).toInt())
         val shares = (first..last).map { max(0.0, 1 - abs(it - middle) / reach) }
@@ -65,10 +63,10 @@ private fun weigh(size: Int, to: Int): List<Taps> {
     }
 }
 
-/** Row y of a part, resized to the columns: the channels one after the other. */
-private fun narrow(image: Image, part: Part, y: Int, columns: List<Taps>, channels: Int): FloatArray {
+/** Row y, resized to the columns: the channels one after the other. */
+private fun narrow(image: Image, y: Int, columns: List<Taps>, channels: Int): FloatArray {
     val row = FloatArray(channels * columns.size)
-    val start = (part.top + y) * image.width + part.left
+    val start = y * image.width
     for (channel in 0 until channels) {
         for ((x, column) in columns.withIndex()) {
             var sum = 0f
