@@ -29,8 +29,8 @@ def bundle(folder: Path, manifest: Manifest, files: Mapping[str, Path]) -> Path:
     try:
         _refuse_others(folder)
         aside.mkdir(parents=True)
-        for variant in manifest.variants:
-            _copy(files.get(variant.file), aside, variant.file, variant.sha256)
+        for file, sha256 in dict.fromkeys((variant.file, variant.sha256) for variant in manifest.variants):
+            _copy(files.get(file), aside, file, sha256)
         manifest.save(aside / "manifest.json")
         old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
         if folder.exists():

@@ -985,6 +985,9 @@ class Variant(Value):
     runtime_version: str
     precision: Precision
     file: str
+    entry: str | None = Field(
+        default=None, description="signature or method of an elastic file; None: the file's only one"
+    )
     sha256: str
     size_bytes: PositiveInt
     budget_ms: Milliseconds | None

@@ -281,11 +281,15 @@ def silence() -> Iterator[None]:
             os.close(descriptor)
 
 
-def load_litert(path: Path, threads: int) -> Run:
+def load_litert(path: Path, threads: int, entry: str | None) -> Run:
     package = next(name for name in PACKAGES["litert"] if find_spec(name))
     make = importlib.import_module(f"{package}.interpreter").Interpreter
     interpreter = make(model_path=str(path), num_threads=threads)
-    interpreter.allocate_tensors()
+    interpreter.allocate_tensors()  # first: tflite-runtime runs a signature without XNNPACK otherwise
+    if entry:
+        signature = interpreter.get_signature_runner(entry)
+        (name,) = signature.get_input_details()
+        return lambda image: np.asarray(next(iter(signature(**{name: image}).values())))
     feed, fetch = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
 
     def run(image: Tensor) -> Tensor:
@@ -296,7 +300,7 @@ def load_litert(path: Path, threads: int) -> Run:
     return run
 
 
-def load_executorch(path: Path, threads: int) -> Run:
+def load_executorch(path: Path, threads: int, entry: str | None) -> Run:
     import torch
 
     try:
@@ -305,7 +309,7 @@ def load_executorch(path: Path, threads: int) -> Run:
         bindings = importlib.import_module("executorch.extension.pybindings.portable_lib")
     bindings._unsafe_reset_threadpool(threads)  # first: a loaded method keeps the threads it found
     program = bindings._load_program(str(path))
-    method = program.load_method("forward")
+    method = program.load_method(entry or "forward")
 
     def run(image: Tensor) -> Tensor:
         method.set_inputs([torch.from_numpy(image)])
@@ -321,7 +325,7 @@ def measure(path: Path, image: Tensor, variant: Variant, args: argparse.Namespac
     samples_ms = []
     try:
         with silence():
-            run = load(path, args.threads)
+            run = load(path, args.threads, variant.get("entry"))
             for _ in range(WARM_UP_RUNS):
                 run(image)
             for _ in range(args.runs):

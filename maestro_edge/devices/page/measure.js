@@ -16,6 +16,8 @@ export async function time(job, library, host) {
     for (const [index, [name, path]] of files.entries()) {
       host.say(`Loading file ${index + 1} of ${files.length}.`, index / files.length);
       await host.rest();
+      const mark = path.indexOf("#", path.lastIndexOf("/"));
+      if (mark >= 0) throw new Error(`a browser runs files of one entry, not ${path.slice(mark + 1)} of several`);
       programs[name] = new Program(await host.read(path), job.threads, random);
     }
     return await measure(programs, job, random, host);
