@@ -93,8 +93,8 @@ def _normed(graph: fx.GraphModule) -> dict[str, _Normed]:
     uses = Counter(node.target for node in nodes if node.op == "get_attr" for _ in node.users)
     found = {}
     for norm in nodes:
-        if norm.target is not _ATEN.batch_norm.default:
-            continue
+        if norm.target is not _ATEN.batch_norm.default or norm.args[5]:
+            continue  # one that takes its statistics from each batch folds into nothing
         layer = norm.args[0]
         if layer.target in _LAYERS and len(layer.users) == 1 and uses[layer.args[1].target] == 1:
             found[layer.args[1].target] = _read(graph, layer, norm)
@@ -107,9 +107,9 @@ def _read(graph: fx.GraphModule, layer: fx.Node, norm: fx.Node) -> _Normed:
 
     _, gamma, beta, mean, variance, _, _, epsilon, *_ = _arguments(norm)
     bias = dict(enumerate(_arguments(layer))).get(2)
-    deviation = (double(variance, 1) + epsilon).sqrt()
+    deviation = (parameter(graph, variance).double() + epsilon).sqrt()
     scale = double(gamma, 1) / deviation
-    shift = (double(bias, 0) - double(mean, 0)) * scale + double(beta, 0)
+    shift = (double(bias, 0) - parameter(graph, mean).double()) * scale + double(beta, 0)
     return _Normed(layer, norm, parameter(graph, layer.args[1]), shift, scale, deviation)
 
 
