@@ -748,6 +748,9 @@ def export(
         list[str] | None,
         typer.Option(help="Also export the dense network in this precision, such as int8-static; repeat it."),
     ] = None,
+    elastic: Annotated[
+        bool, typer.Option("--elastic", help="One file a runtime for all its plans, weights stored once.")
+    ] = False,
     device: DeviceName = "local",
     model: OwnModel = None,
 ) -> None:
@@ -760,7 +763,9 @@ def export(
     rivals = _precisions(rival, ())
     runtimes, opened = load_runtimes(runtime or (*_TIMED, "coreml")), open_run(run, model=model)
     with _steps() as step, _device(device, alone=False) as connected:
-        manifest, log = export_run(opened, connected, runtimes, rivals=rivals, progress=step("export"))
+        manifest, log = export_run(
+            opened, connected, runtimes, rivals=rivals, elastic=elastic, progress=step("export")
+        )
     for line in log:
         _console().print(line)
     _console().print(variants_table(manifest))

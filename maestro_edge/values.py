@@ -991,7 +991,7 @@ class Variant(Value):
     precision: Precision
     file: str
     entry: str | None = Field(
-        default=None, description="signature or method of a file that several variants share"
+        default=None, description="signature or method of an elastic file; None: the file's only one"
     )
     sha256: str
     size_bytes: PositiveInt

@@ -97,6 +97,20 @@ def test_a_bundle_holds_every_file_and_the_manifest_and_nothing_else(tmp_path: P
     assert beside(folder) == ["bundle"]
 
 
+def test_variants_of_one_file_have_it_copied_once(tmp_path: Path, folder: Path) -> None:
+    """Entries of an elastic file, also where a file is a folder."""
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "weights").write_bytes(b"W")
+    entries = [
+        variant("net", digest(tmp_path / "net")).model_copy(update={"entry": name}) for name in ("r8", "r16")
+    ]
+
+    bundle(folder, manifest(*entries), {"net": tmp_path / "net"})
+
+    assert set(tree(folder)) == {"net/weights", "manifest.json"}
+    assert [each.entry for each in Manifest.load(folder / "manifest.json").variants] == ["r8", "r16"]
+
+
 def test_a_bundle_makes_the_missing_folders(tmp_path: Path, folder: Path) -> None:
     """A path into folders that are not there yet is no mistake."""
     made, files = exported(tmp_path / "files", {"a.pte": b"A"})

@@ -27,6 +27,7 @@ from PIL import Image
 from torch import nn
 
 from maestro_edge.devices import LocalDevice
+from maestro_edge.runtimes import export_elastic, load
 from maestro_edge.values import DeviceFacts, InputSpec, Manifest, MeasuredMs, Variant
 
 APP = Path(__file__).parent.parent / "apps" / "linux" / "classify.py"
@@ -784,3 +785,27 @@ def test_gray_and_rgb() -> None:
 
     assert np.array_equal(to_gray[0, 0], gray.astype(np.float32) / 255)
     assert np.array_equal(to_rgb[0], np.stack([gray.astype(np.float32) / 255] * 3))
+
+
+@pytest.mark.parametrize("runtime", ["litert", "executorch"])
+def test_the_entry_of_an_elastic_file_is_run(runtime: str, bundle: Bundle, tmp_path: Path) -> None:
+    """Two networks in one file: each variant gives the answer of its own."""
+    torch.manual_seed(1)
+    models: dict[str, nn.Module] = {"other": TinyCNN().eval(), "same": bundle.model}
+    engine = load(runtime)
+    path = tmp_path / f"elastic{engine.suffix}"
+    export_elastic(models, torch.randn(2, 3, 32, 32), path, engine)
+    variants = tuple(
+        describe(path, name=entry, runtime=runtime, p50=1.0, accuracy=0.9).model_copy(update={"entry": entry})
+        for entry in models
+    )
+    manifest = Manifest(device=DEVICE, model="tiny", labels=LABELS, input=INPUT, variants=variants)
+    manifest.save(tmp_path / "manifest.json")
+
+    for entry, model in models.items():
+        done = run_app(tmp_path, bundle.image, "--variant", entry, "--json")
+
+        expected = bundle._replace(model=model).probabilities()  # type: ignore[arg-type]
+        top = json.loads(done.stdout)["top"][0]
+        assert top["label"] == LABELS[int(expected.argmax())]
+        assert abs(top["probability"] - float(expected.max())) < 1e-4

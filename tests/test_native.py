@@ -41,11 +41,13 @@ class Phone(LocalDevice):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """small.pte and large.pte take an image (1, 1, 8, 8), words.pte takes (1, 6) ids."""
+    """small.pte, large.pte and both entries of both.pte take an image (1, 1, 8, 8), words.pte (1, 6) ids."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("files")
     for name, width in (("small", 8), ("large", 256)):
         RUNTIME.export(TinyNet(width).eval(), (torch.randn(1, 1, 8, 8),), folder / f"{name}.pte")
+    models = {f"w{width}": TinyNet(width).eval() for width in (8, 256)}
+    RUNTIME.export_entries(models, (torch.randn(1, 1, 8, 8),), folder / "both.pte")
     words = nn.Sequential(nn.Embedding(20, 16), nn.Linear(16, 4)).eval()
     RUNTIME.export(words, (torch.zeros(1, 6, dtype=torch.int64),), folder / "words.pte")
     return folder
@@ -92,16 +94,16 @@ def test_a_file_alone_tells_its_start_and_memory(folder: Path) -> None:
     assert alone.peak_kib is not None and 1_000 < alone.peak_kib < 100_000
 
 
-@pytest.mark.parametrize("name", ["small", "words"])
+@pytest.mark.parametrize("name", ["small.pte", "both.pte#w8", "both.pte#w256", "words.pte"])
 def test_outputs_are_pythons(name: str, folder: Path) -> None:
-    """Real numbers and ids, five samples, each run alone."""
+    """Real numbers and ids, five samples, each run alone; of a file with several methods the one that is named."""
     random = np.random.default_rng(0)
     images = random.standard_normal((5, 1, 8, 8)).astype(np.float32)
-    inputs: Any = images if name == "small" else random.integers(20, size=(5, 6))
+    inputs: Any = random.integers(20, size=(5, 6)) if name == "words.pte" else images
 
-    outputs = predict_on(Phone(), "executorch", folder / f"{name}.pte", inputs)
+    outputs = predict_on(Phone(), "executorch", folder / name, inputs)
 
-    expected = RUNTIME.predict(folder / f"{name}.pte", inputs)
+    expected = RUNTIME.predict(folder / name, inputs)
     assert outputs.shape == expected.shape and outputs.dtype == expected.dtype
     assert float(np.abs(outputs - expected).max()) < 1e-5 < float(np.abs(expected).max())
 

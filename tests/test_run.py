@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from maestro_edge.devices import LocalDevice
-from maestro_edge.errors import CheckpointError, TableError
+from maestro_edge.errors import BudgetError, CheckpointError, TableError
 from maestro_edge.planning import account, reachable_ms
 from maestro_edge.recipes.bundles import bundle_run
 from maestro_edge.recipes.chains import Chain, chain_sampler
@@ -27,10 +31,12 @@ from maestro_edge.recipes.steps import (
     sensitivity_of,
     train_run,
 )
-from maestro_edge.recipes.variants import export_run
-from maestro_edge.runtimes import MeasuringProtocol
+from maestro_edge.recipes.variants import export_entries, export_run
+from maestro_edge.runtimes import MeasuringProtocol, digest
+from maestro_edge.runtimes.jobs import of_entry
+from maestro_edge.runtimes.protocol import Array
 from maestro_edge.training import AlternatingSampler, ChainSampler, TrainSettings
-from maestro_edge.values import Budget, LatencyTable, Manifest, Quantity, Sensitivity
+from maestro_edge.values import Budget, LatencyTable, Manifest, Promise, Quantity, Sensitivity
 from tests.conftest import FakeRuntime
 
 PROTOCOL = MeasuringProtocol(pause_s=0)
@@ -352,6 +358,78 @@ def test_the_bundle_holds_what_the_manifest_names(exported: Planned, tmp_path: P
     assert {path.name for path in folder.iterdir()} == {"manifest.json", *(v.file for v in manifest.variants)}
     assert manifest.labels == tuple("0123456789")
     assert manifest.input.shape == (1, 1, 32, 32) and len(manifest.input.mean) == 1
+
+
+class Elastic(FakeRuntime):
+    """Files of several entries, each the text of a file of its own."""
+
+    def __init__(self, inner: FakeRuntime) -> None:
+        super().__init__()
+        self.models = inner.models
+
+    def export_entries(self, models: Mapping[str, nn.Module], inputs: tuple[Tensor, ...], path: Path) -> None:
+        texts = {}
+        for entry, model in models.items():
+            self.export(model, inputs, path)
+            texts[entry] = path.read_text()
+        path.write_text(json.dumps(texts))
+
+    def predict(self, path: Path, inputs: Array) -> Array:
+        with TemporaryDirectory() as folder:
+            return super().predict(alone(path, Path(folder)), inputs)
+
+    def measure(self, device: Any, paths: Any, protocol: Any) -> Any:
+        with TemporaryDirectory() as folder:
+            own = {name: alone(path, Path(folder)) for name, path in paths.items()}
+            return super().measure(device, own, protocol)
+
+
+def alone(path: Path, folder: Path) -> Path:
+    """The entry of a path as a file of its own."""
+    file, entry = of_entry(path)
+    if not entry:
+        return path
+    (folder / entry).write_text(json.loads(file.read_text())[entry])
+    return folder / entry
+
+
+def test_plans_in_one_file_are_measured_and_planned_again_there(exported: Planned, tmp_path: Path) -> None:
+    """On a device that became slower: entries of one file, whose new plans leave no old content behind."""
+    run, runtime = exported.run, Elastic(exported.runtime)
+    export_run(run, exported.device, [runtime], elastic=True)
+    before = Manifest.load(run.manifest_path)
+    runtime.slowdown = 1.12
+
+    manifest, log = verify_run(run, runtime, exported.device, profiles=exported.profiles, protocol=PROTOCOL)
+
+    dense, *planned = manifest.variants
+    assert any("planned again" in line for line in log) and not any(variant.missed for variant in planned)
+    assert dense.entry is None and len({variant.entry for variant in planned}) == len(exported.plans)
+    assert {variant.file for variant in planned} == {"fake-elastic.fake"}
+    assert {variant.sha256 for variant in planned} == {digest(run.folder / "files" / "fake-elastic.fake")}
+    assert planned[0].sha256 != before.variants[1].sha256
+    assert all(variant.rounds[-1].measured_ms == variant.measured_ms for variant in planned)
+    folder = bundle_run(run, tmp_path / "bundle")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        dense.file,
+        "fake-elastic.fake",
+        "manifest.json",
+    ]
+
+
+def test_plans_in_one_file_are_exported_once(exported: Planned) -> None:
+    """What is there already stays, and a budget of bytes is not that of a file with others in it."""
+    run, runtime = exported.run, Elastic(exported.runtime)
+    export_run(run, exported.device, [runtime], elastic=True)
+    count = runtime.exports
+
+    export_run(run, exported.device, [runtime], elastic=True)
+
+    assert runtime.exports == count
+    bytes_budget = Promise(budget=Budget(quantity="size_bytes", limit=1e6), planned=1e6, predicted=1e5, dense=1e6)
+    bound = exported.plans[0].model_copy(update={"promises": (bytes_budget,)})
+    with pytest.raises(BudgetError, match="bounds the bytes of a file of its own: export without --elastic"):
+        export_entries(run, runtime, [bound])
 
 
 def test_times_of_an_emulated_device_go_through_every_step_but_into_no_app(

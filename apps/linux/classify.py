@@ -371,13 +371,13 @@ def load_litert(path: Path, threads: int, entry: str | None) -> Run:
     package = next(name for name in PACKAGES["litert"] if find_spec(name))
     make = importlib.import_module(f"{package}.interpreter").Interpreter
     interpreter = make(model_path=str(path), num_threads=threads)
+    interpreter.allocate_tensors()  # first: tflite-runtime runs a signature without XNNPACK otherwise
     if entry is not None:  # a signature of a file that several variants share
         names = interpreter.get_signature_list().get(entry, {}).get("inputs")
         if not names:
             raise ValueError(f"it has no signature {entry!r}")
         call = interpreter.get_signature_runner(entry)
         return lambda image: np.asarray(next(iter(call(**{names[0]: image}).values())))
-    interpreter.allocate_tensors()
     feed, fetch = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
 
     def run(image: Tensor) -> Tensor:

@@ -161,11 +161,8 @@ export class Classifier {
   async measureAll(host) {
     await this.program.close();
     this.program = null;
-    const named = (value) => Object.fromEntries(this.usable.map((variant) => [variant.name, value(variant)]));
-    const job = {
-      ...ROUNDS, runtime: "litert", threads: this.threads, files: named(({name}) => name),
-      entries: named(({entry}) => entry ?? null),
-    };
+    const files = this.usable.map(({name, entry}) => [name, entry ? `${name}#${entry}` : name]);
+    const job = {...ROUNDS, runtime: "litert", threads: this.threads, files: Object.fromEntries(files)};
     const read = (name) => loadFile(this.usable.find((variant) => variant.name === name));
     try {
       const {samples_ns: samples} = await this.measuring.time(job, {...host, read});

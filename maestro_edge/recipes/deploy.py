@@ -12,8 +12,9 @@ from maestro_edge.planning import account, plan, within
 from maestro_edge.profiling import Conditions, measure_calmly, recalibrate
 from maestro_edge.recipes.run import Progress, Run
 from maestro_edge.recipes.steps import load_table, profile_run, table_path
-from maestro_edge.recipes.variants import export_variant
+from maestro_edge.recipes.variants import export_entries, export_variant
 from maestro_edge.runtimes import MeasuringProtocol, Runtime, digest
+from maestro_edge.runtimes.jobs import with_entry
 from maestro_edge.values import (
     LatencyTable,
     Manifest,
@@ -26,6 +27,7 @@ from maestro_edge.values import (
     Sensitivity,
     Timing,
     Variant,
+    variant_name,
 )
 
 __all__ = ["MOST_ROUNDS", "measure_variants", "table_of", "verify_run"]
@@ -97,8 +99,8 @@ def verify_run(
                 log.append(f"{was}; it cannot be planned lower: {error}")
                 continue
             item.save(run.folder / "plans" / f"{item.name}.json")
-            new = export_variant(run, runtime, item).model_copy(update={"rounds": variant.rounds})
-            manifest = _with(manifest, new)
+            for new in _exported(run, runtime, manifest, variant, item):
+                manifest = _with(manifest, new)
             log.append(f"{was}; planned again for {item.predicted_ms:.3f} ms")
         if all(variant.name in stuck for variant in missing):
             break
@@ -136,6 +138,24 @@ def table_of(
     if progress is not None:
         progress(1, 1, f"known: {table.file_name}")
     return table
+
+
+def _exported(run: Run, runtime: Runtime, manifest: Manifest, variant: Variant, item: RankPlan) -> list[Variant]:
+    """The variant by its new plan; beside it the other entries of its file, as they were measured."""
+    if variant.entry is None:
+        return [export_variant(run, runtime, item).model_copy(update={"rounds": variant.rounds})]
+    old = {each.name: each for each in _of(manifest, runtime) if each.file == variant.file}
+    same = (each for each in run.plans() if each.runtime == item.runtime)
+    plans = {variant_name(runtime.name, each.precision, each.tag): each for each in same}
+    made = export_entries(run, runtime, [plans[name] for name in old])
+    found = []
+    for each in made:
+        was = old[each.name]
+        kept: dict[str, object] = {"rounds": was.rounds}
+        if each.name != variant.name:
+            kept |= {"measured_ms": was.measured_ms, "alone": was.alone}
+        found.append(each.model_copy(update=kept))
+    return found
 
 
 def _of(manifest: Manifest, runtime: Runtime) -> list[Variant]:
@@ -177,7 +197,7 @@ def measure_variants(
         path = run.folder / "files" / variant.file if files is None else files[variant.file]
         if not path.exists() or digest(path) != variant.sha256:
             raise TableError(f"{path} is missing or was changed after its export: export again")
-        paths[variant.name] = path
+        paths[variant.name] = with_entry(path, variant.entry)
     control = next(variant.name for variant in variants if not variant.is_planned)
     timings = measure_calmly(runtime, device, paths, control=control, conditions=Conditions(protocol))
     measured = []
@@ -209,7 +229,7 @@ def _recalibrated(
             timing=timings[variant.name],
             alone=variant.alone,
             # Which layers are in gauge form is not told with a network's time: its parameters would be wrong.
-            size_bytes=None if variant.gauge else variant.size_bytes,
+            size_bytes=None if variant.gauge or variant.entry else variant.size_bytes,
         )
         for variant in manifest.variants
         if variant.name in timings and variant.precision == table.precision

@@ -7,11 +7,14 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from torch import nn
+
 from maestro_edge.devices import Device
 from maestro_edge.errors import BudgetError, ExportError
 from maestro_edge.recipes.data import Split
 from maestro_edge.recipes.run import Progress, Run
-from maestro_edge.runtimes import Runtime, digest, export, size_bytes
+from maestro_edge.runtimes import Agreement, Runtime, digest, export, size_bytes
+from maestro_edge.runtimes.elastic import ElasticRuntime, entry_name, export_elastic
 from maestro_edge.training import load_checkpoint
 from maestro_edge.values import (
     DENSE,
@@ -26,7 +29,7 @@ from maestro_edge.values import (
     variant_name,
 )
 
-__all__ = ["export_run", "export_variant", "export_variants", "manifest_of"]
+__all__ = ["export_entries", "export_run", "export_variant", "export_variants", "manifest_of"]
 
 _GATE_SAMPLES = 32
 _FILE_IMAGES = 2000
@@ -50,16 +53,18 @@ def export_run(
     runtimes: Sequence[Runtime],
     *,
     rivals: Sequence[Precision] = (),
+    elastic: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Manifest, list[str]]:
     """Export dense and every plan, each to the runtime and in the precision that its table was measured with.
 
     A runtime without plans of its own, as Core ML where no iPhone was measured, follows those of the first other.
     `rivals` are precisions in which the dense network is exported too; one that its gate refuses is left out, and
-    told in the lines beside the manifest.
+    told in the lines beside the manifest. With `elastic`, the plans of a runtime are entries of one file where its
+    format can share their weights.
 
     Raises:
-        BudgetError: there are no plans.
+        BudgetError: there are no plans, or an elastic one bounds the bytes of a file.
         DataError: the run is of text: a manifest tells an app how to feed images.
         ExportError: a file cannot be made, or does not compute what the model does.
     """
@@ -68,13 +73,20 @@ def export_run(
     if not plans:
         raise BudgetError(f"{run.folder} has no plans: run 'maestro-edge plan {run.folder} --budget-ms …'")
     jobs: list[Job] = []
-    for runtime in runtimes:
+    several: list[Variant] = []
+    for done, runtime in enumerate(runtimes, start=1):
         chosen = [item for item in plans if item.runtime == runtime.name]
         if not chosen:
             chosen = [item for item in plans if item.runtime == plans[0].runtime]
-        jobs += [(runtime, "fp32"), *((runtime, rival) for rival in rivals), *((runtime, item) for item in chosen)]
+        jobs += [(runtime, "fp32"), *((runtime, rival) for rival in rivals)]
+        if elastic and isinstance(runtime, ElasticRuntime):
+            several += export_entries(run, runtime, chosen)
+            if progress is not None:
+                progress(done, len(runtimes), f"exported {several[-1].file}")
+        else:
+            jobs += [(runtime, item) for item in chosen]
     variants, log = export_variants(run, jobs, progress)
-    manifest = manifest_of(run, device.facts(), variants)
+    manifest = manifest_of(run, device.facts(), [*variants, *several])
     manifest.save(run.manifest_path)
     return manifest, log
 
@@ -132,6 +144,88 @@ def export_variant(
     samples = run.data.normalise(run.data.validation.inputs[:_GATE_SAMPLES])
     calibration = run.calibration() if precision == "int8-static" else None
     agreement = export(model, samples, path, runtime, precision=precision, calibration=calibration)
+    variant = _described(run, runtime, item, model, path, agreement)
+    ExportRecord(key=key, variant=variant).save(record)
+    return variant.model_copy(update=_promised(runtime, item))
+
+
+def export_entries(run: Run, runtime: Runtime, plans: Sequence[RankPlan]) -> list[Variant]:
+    """Export and gate one elastic file of the plans, and describe its entries; they are not timed yet.
+
+    Raises:
+        BudgetError: a plan bounds the bytes of a file, which holds others too.
+        ExportError: a plan is not in fp32, or as runtimes.elastic.export_elastic().
+    """
+    for item in plans:
+        if any(budget.quantity == "size_bytes" for budget in item.budgets):
+            raise BudgetError(f"plan {item.name} bounds the bytes of a file of its own: export without --elastic")
+    precision: Precision = next((item.precision for item in plans if item.precision != "fp32"), "fp32")
+    path = run.folder / "files" / f"{runtime.name}-elastic{runtime.suffix}"
+    records = [run.folder / "work" / "exports" / f"{path.stem}-{entry_name(item.tag)}.json" for item in plans]
+    keys = [_export_key(run, runtime, precision, item) for item in plans]
+    key = hashlib.sha256("".join(keys).encode()).hexdigest()
+    known = [ExportRecord.load(record) for record in records if record.exists()]
+    sha256 = digest(path) if path.exists() else None
+    if len(known) == len(plans) and all((each.key, each.variant.sha256) == (key, sha256) for each in known):
+        made = [each.variant for each in known]
+    else:
+        models = {entry_name(item.tag): run.variant(item.ranks, gauge=item.gauge) for item in plans}
+        samples = run.data.normalise(run.data.validation.inputs[:_GATE_SAMPLES])
+        agreements = export_elastic(models, samples, path, runtime, precision=precision)
+        made = [
+            _described(run, runtime, item, models[entry], path, agreements[entry], entry=entry)
+            for item, entry in zip(plans, models, strict=True)
+        ]
+        for record, variant in zip(records, made, strict=True):
+            ExportRecord(key=key, variant=variant).save(record)
+    promised = [_promised(runtime, item) for item in plans]
+    return [variant.model_copy(update=update) for variant, update in zip(made, promised, strict=True)]
+
+
+def _described(
+    run: Run,
+    runtime: Runtime,
+    item: RankPlan | Precision,
+    model: nn.Module,
+    path: Path,
+    agreement: Agreement,
+    *,
+    entry: str | None = None,
+) -> Variant:
+    """What was exported, with its accuracy."""
+    plan = item if isinstance(item, RankPlan) else None
+    precision: Precision = item.precision if isinstance(item, RankPlan) else item
+    ranks: Mapping[str, Rank] = {} if plan is None else plan.ranks
+    gauge = () if plan is None else plan.gauge
+    accuracy, validation_accuracy = _accuracies(run, runtime, model, path, precision)
+    return Variant(
+        name=variant_name(runtime.name, precision, DENSE if plan is None else plan.tag),
+        runtime=runtime.name,
+        runtime_version=runtime.version,
+        precision=precision,
+        file=path.name,
+        entry=entry,
+        sha256=digest(path),
+        size_bytes=size_bytes(path),
+        budget_ms=None,
+        predicted_ms=None,
+        measured_ms=None,
+        accuracy=accuracy,
+        validation_accuracy=validation_accuracy,
+        max_abs_error=agreement.max_abs_error,
+        sqnr_db=agreement.sqnr_db,
+        top1_agreement=agreement.top1_agreement,
+        params=sum(parameter.numel() for parameter in model.parameters()),
+        macs=run.network.in_gauge(gauge).macs(ranks),
+        ranks={layer.name: ranks.get(layer.name, DENSE) for layer in run.network.ordered},
+        gauge=gauge,
+    )
+
+
+def _accuracies(
+    run: Run, runtime: Runtime, model: nn.Module, path: Path, precision: Precision
+) -> tuple[float, float]:
+    """Top-1 on the test split and on validation images, of the model; of the file itself where it rounds."""
     accuracies = []
     # Files are compared by their validation accuracy: that of all is on the same images.
     held = run.data.validation
@@ -143,29 +237,7 @@ def export_variant(
             inputs, targets = split.inputs[:_FILE_IMAGES], split.targets[:_FILE_IMAGES]
             found = runtime.predict(path, run.data.normalise(inputs).numpy()).argmax(-1)
             accuracies.append(float((found == targets.numpy()).mean()))
-    variant = Variant(
-        name=name,
-        runtime=runtime.name,
-        runtime_version=runtime.version,
-        precision=precision,
-        file=path.name,
-        sha256=digest(path),
-        size_bytes=size_bytes(path),
-        budget_ms=None,
-        predicted_ms=None,
-        measured_ms=None,
-        accuracy=accuracies[0],
-        validation_accuracy=accuracies[1],
-        max_abs_error=agreement.max_abs_error,
-        sqnr_db=agreement.sqnr_db,
-        top1_agreement=agreement.top1_agreement,
-        params=sum(parameter.numel() for parameter in model.parameters()),
-        macs=run.network.in_gauge(gauge).macs(ranks),
-        ranks={layer.name: ranks.get(layer.name, DENSE) for layer in run.network.ordered},
-        gauge=gauge,
-    )
-    ExportRecord(key=key, variant=variant).save(record)
-    return variant.model_copy(update=_promised(runtime, item))
+    return accuracies[0], accuracies[1]
 
 
 def _promised(runtime: Runtime, item: RankPlan | Precision) -> dict[str, object]:

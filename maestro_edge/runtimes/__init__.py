@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from maestro_edge.errors import ExportError
+from maestro_edge.runtimes.elastic import export_elastic
 from maestro_edge.runtimes.gate import Agreement, digest, export, size_bytes
 from maestro_edge.runtimes.jobs import versions_on
 from maestro_edge.runtimes.protocol import (
@@ -22,6 +23,7 @@ __all__ = [
     "TracingRuntime",
     "digest",
     "export",
+    "export_elastic",
     "load",
     "package_version",
     "size_bytes",

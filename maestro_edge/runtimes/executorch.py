@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from maestro_edge.devices import Device
 from maestro_edge.errors import DeviceError, ExportError, MissingExtra
 from maestro_edge.runtimes.conversion import calibration_inputs, contiguous_copy, export_error
+from maestro_edge.runtimes.elastic_executorch import overlap_segments, transpose_linears
 from maestro_edge.runtimes.gate import digest
 from maestro_edge.runtimes.jobs import FILES, python_versions, version_on
 from maestro_edge.runtimes.native import build
+from maestro_edge.runtimes.norms import fold_norms
 from maestro_edge.runtimes.probe import probe_module
 from maestro_edge.runtimes.protocol import (
     Array,
@@ -74,21 +76,24 @@ class ExecuTorch:
             # What XNNPACK makes of a model in halves for x86 is as large as in floats.
             raise ExportError("ExecuTorch files gain nothing in fp16: choose fp32, int8-dynamic or int8-static")
         samples = calibration_inputs(inputs, calibration) if precision == "int8-static" else []
-        with silence():
-            try:
-                from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-                from executorch.exir import to_edge_transform_and_lower
-            except ImportError as error:
-                raise MissingExtra("executorch", "executorch") from error
-            try:
-                program = torch.export.export(contiguous_copy(model), inputs)
-                if precision != "fp32":
-                    program = torch.export.export(_quantized(program, inputs, samples), inputs)
-                lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
-                content = bytes(lowered.to_executorch().buffer)
-            except Exception as error:
-                raise export_error("ExecuTorch", path, error) from error
-        write_atomically(path, content)
+
+        def traced() -> Any:
+            program = torch.export.export(contiguous_copy(model), inputs)
+            if precision == "fp32":
+                return program
+            return torch.export.export(_quantized(program, inputs, samples), inputs)
+
+        write_atomically(path, _lowered(traced, path))
+
+    def export_entries(self, models: Mapping[str, nn.Module], inputs: tuple[Tensor, ...], path: Path) -> None:
+        """A method for each model."""
+
+        def traced() -> dict[str, Any]:
+            folded = fold_norms(models, inputs, columns=False)
+            graphs = transpose_linears({name: item.multiply() for name, item in folded.items()})
+            return {name: torch.export.export(graph, inputs) for name, graph in graphs.items()}
+
+        write_atomically(path, overlap_segments(_lowered(traced, path)))
 
     def predict(self, path: Path, inputs: Array) -> Array:
         try:
@@ -118,6 +123,21 @@ class ExecuTorch:
     def write_probe(self, spec: LayerSpec, rank: Rank, path: Path, precision: Precision = "fp32") -> None:
         module, inputs = probe_module(spec, rank)
         self.export(module, inputs, path, precision, calibration=inputs)
+
+
+def _lowered(trace: Callable[[], Any], path: Path) -> bytes:
+    """The .pte file of the program that `trace` gives, or of several by method."""
+    with silence():
+        try:
+            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+            from executorch.exir import to_edge_transform_and_lower
+        except ImportError as error:
+            raise MissingExtra("executorch", "executorch") from error
+        try:
+            lowered = to_edge_transform_and_lower(trace(), partitioner=[XnnpackPartitioner()])
+            return bytes(lowered.to_executorch().buffer)
+        except Exception as error:
+            raise export_error("ExecuTorch", path, error) from error
 
 
 def _quantized(program: Any, inputs: tuple[Tensor, ...], samples: Sequence[Tensor]) -> Any:

@@ -20,7 +20,7 @@ from maestro_edge.runtimes.conversion import contiguous_copy
 from maestro_edge.runtimes.protocol import Array, Runtime
 from maestro_edge.values import Precision
 
-__all__ = ["Agreement", "compare", "digest", "export", "size_bytes"]
+__all__ = ["LIMITS", "Agreement", "compare", "digest", "eager_outputs", "export", "size_bytes"]
 
 _LARGEST_SQNR_DB = 200.0
 """Equal outputs have no noise; this stands for infinity."""
@@ -85,7 +85,7 @@ def export(
     """
     path = Path(path)
     model, samples = contiguous_copy(model), samples.contiguous()
-    expected = _eager(model, samples)
+    expected = eager_outputs(model, samples)
     aside = path.with_name(f".{path.stem}.part{runtime.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,12 @@ def export(
 
 
 @torch.no_grad()
-def _eager(model: nn.Module, samples: Tensor) -> Array:
+def eager_outputs(model: nn.Module, samples: Tensor) -> Array:
+    """What a file is compared with, (N, ..., classes).
+
+    Raises:
+        ExportError: the model returns something else than one tensor.
+    """
     output = model(samples)
     if not isinstance(output, Tensor):
         raise ExportError(f"the model returns a {type(output).__name__}: wrap it to return one tensor")
@@ -211,7 +216,7 @@ def _sqnr_by_layer(
     """SQNR behind every leaf layer in execution order, that of the input (no noise) first."""
     probe = _Intermediates(model).eval()
     probe.learn_peaks(samples)
-    expected = _eager(probe, samples)
+    expected = eager_outputs(probe, samples)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"layers{runtime.suffix}"
         runtime.export(probe, (samples[:1],), path, precision, calibration=calibration)

@@ -13,7 +13,16 @@ from maestro_edge.devices import Device
 from maestro_edge.errors import DeviceError, MaestroError, RunnerError
 from maestro_edge.runtimes.native import job_lines, push_native
 
-__all__ = ["FILES", "push_all", "python_versions", "run_job", "version_on", "versions_on"]
+__all__ = [
+    "FILES",
+    "of_entry",
+    "push_all",
+    "python_versions",
+    "run_job",
+    "version_on",
+    "versions_on",
+    "with_entry",
+]
 
 _PACKAGES = {
     "litert": "ai-edge-litert (pip)",
@@ -131,11 +140,30 @@ FILES = "files"
 """The folder on a device that `push_all` makes."""
 
 
+def with_entry(path: Path, entry: str | None) -> Path:
+    """One entry of an elastic file, wherever a runtime takes the path of a file; None is a file of one."""
+    return path if entry is None else path.with_name(f"{path.name}#{entry}")
+
+
+def of_entry(path: Path) -> tuple[Path, str]:
+    """What with_entry() put together: the file and its entry, "" where it has but one."""
+    file, mark, entry = path.name.rpartition("#")
+    return (path.with_name(file), entry) if mark and entry.isidentifier() and not path.exists() else (path, "")
+
+
 def push_all(device: Device, paths: Mapping[str, Path]) -> dict[str, str]:
-    """Push files under names that no layer or plan name can spoil; returns name → path on the device."""
-    files = {name: f"file-{index}{path.suffix}" for index, (name, path) in enumerate(paths.items())}
+    """Push files under names that no layer or plan name can spoil; returns name → path on the device.
+
+    Entries are "#entry" behind the path of their file, which is pushed once.
+    """
+    sources = {name: of_entry(path) for name, path in paths.items()}
+    kept = dict.fromkeys(source for source, _ in sources.values())
+    files = {source: f"file-{index}{source.suffix}" for index, source in enumerate(kept)}
     with tempfile.TemporaryDirectory() as folder:  # one folder is one step, also where each step is slow
-        for name, file in files.items():
-            Path(folder, file).symlink_to(paths[name].resolve())
+        for source, file in files.items():
+            Path(folder, file).symlink_to(source.resolve())
         there = device.push(Path(folder), FILES)
-    return {name: f"{there}/{file}" for name, file in files.items()}
+    return {
+        name: f"{there}/{files[source]}" + (f"#{entry}" if entry else "")
+        for name, (source, entry) in sources.items()
+    }

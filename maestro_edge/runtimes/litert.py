@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from maestro_edge.devices import Device
 from maestro_edge.errors import DeviceError, ExportError, MissingExtra
 from maestro_edge.runtimes.conversion import calibration_inputs, contiguous_copy, export_error
+from maestro_edge.runtimes.elastic_litert import Product, overlap_buffers
 from maestro_edge.runtimes.jobs import version_on
+from maestro_edge.runtimes.norms import fold_norms, parameter
 from maestro_edge.runtimes.probe import probe_module
 from maestro_edge.runtimes.protocol import (
     Array,
@@ -77,6 +79,33 @@ class LiteRT:
             except Exception as error:
                 raise export_error("LiteRT", path, error) from error
         write_atomically(path, content)
+
+    def export_entries(self, models: Mapping[str, nn.Module], inputs: tuple[Tensor, ...], path: Path) -> None:
+        """A signature for each model; inputs and outputs are called as in a file of one."""
+        with silence(), tempfile.TemporaryDirectory() as folder:
+            try:
+                import litert_torch
+            except ImportError as error:
+                raise MissingExtra("litert-torch", "litert") from error
+            whole = Path(folder) / "model.tflite"
+            try:
+                folded = fold_norms(models, inputs, columns=True)
+                converter = litert_torch
+                for name, item in folded.items():
+                    converter = converter.signature(name, item.graph, inputs)
+                converter.convert().export(str(whole))
+                content = whole.read_bytes()
+            except Exception as error:
+                raise export_error("LiteRT", path, error) from error
+        # The converter would fold products into the layers, whose weights then differ again.
+        products = {
+            name: [
+                Product(parameter(item.graph, layer.args[1]).numpy(), ratio.numpy())
+                for layer, ratio in item.ratios.items()
+            ]
+            for name, item in folded.items()
+        }
+        write_atomically(path, overlap_buffers(content, products))
 
     def predict(self, path: Path, inputs: Array) -> Array:
         try:

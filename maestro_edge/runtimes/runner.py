@@ -6,7 +6,7 @@ Tasks: `about` tells which runtimes are here, `time` measures files interleaved 
 time per operator of whole networks, `solo` runs one file alone for cold start, peak memory and energy, `predict`
 runs one file on the samples of a .npy file. The result is one JSON document, written aside and renamed;
 {"error": "..."} when the job failed, and "missing" when its runtime is not here. Nothing is read from what the
-runtimes print.
+runtimes print. One of several entries of a file is "#entry" behind its path, in all tasks but `ops`.
 """
 
 from __future__ import annotations
@@ -25,19 +25,23 @@ import numpy as np
 
 
 class LiteRt:
-    """One .tflite file in a TFLite interpreter with XNNPACK."""
+    """One .tflite file, or one of its signatures, in a TFLite interpreter with XNNPACK."""
 
     def __init__(self, path: str, threads: int, profile: str | None) -> None:
+        path, entry = split_entry(path)
         try:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError:
             from tflite_runtime.interpreter import Interpreter
         self.interpreter = Interpreter(path, num_threads=threads)
-        self.interpreter.allocate_tensors()
-        details = self.interpreter.get_input_details()[0]
-        self.input, self.shape = details["index"], tuple(details["shape"])
-        self.dtype = details["dtype"]
-        self.output = self.interpreter.get_output_details()[0]["index"]
+        self.interpreter.allocate_tensors()  # first: tflite-runtime runs a signature without XNNPACK otherwise
+        self.signature = self.interpreter.get_signature_runner(entry) if entry else None
+        if self.signature:
+            ((self.input, details),) = self.signature.get_input_details().items()
+        else:
+            details = self.interpreter.get_input_details()[0]
+            self.input, self.output = details["index"], self.interpreter.get_output_details()[0]["index"]
+        self.shape, self.dtype = tuple(details["shape"]), details["dtype"]
 
     def feed(self, sample: Any) -> None:
         # Converters shorten the 64-bit ids of PyTorch to 32 bits.
@@ -45,16 +49,20 @@ class LiteRt:
         self.sample = sample.astype(self.dtype) if ids else sample
 
     def run(self) -> Any:
+        if self.signature:
+            return next(iter(self.signature(**{self.input: self.sample}).values()))
         self.interpreter.set_tensor(self.input, self.sample)
         self.interpreter.invoke()
         return self.interpreter.get_tensor(self.output)
 
 
 class ExecuTorch:
-    """One .pte file: the method `forward`, with an event trace when `profile` names a file for it."""
+    """A method of a .pte file, `forward` by default, with an event trace when `profile` names a file for it."""
 
     def __init__(self, path: str, threads: int, profile: str | None) -> None:
         import torch
+
+        path, entry = split_entry(path)
 
         try:
             # The extension itself: portable_lib would import the whole exporter, 3.5 s more.
@@ -70,7 +78,7 @@ class ExecuTorch:
             meta = self.module.method_meta("forward")
         else:
             self.program = lib._load_program(path)
-            self.method = self.program.load_method("forward")
+            self.method = self.program.load_method(entry or "forward")
             meta = self.method.method_meta()
             self.call = self._execute
         tensor = meta.input_tensor_meta(0)
@@ -286,6 +294,13 @@ class Load:
             return None
         busy, own, elapsed = (after - before for before, after in zip(self.begin, end, strict=True))
         return max(0.0, busy - own) / max(elapsed, 1e-3)
+
+
+def split_entry(path: str) -> tuple[str, str]:
+    """A file's path and the entry behind it; the names of files here are the host's, without a "#"."""
+    folder, name = os.path.split(path)
+    file, _, entry = name.partition("#")
+    return os.path.join(folder, file), entry
 
 
 def load_one(job: dict[str, Any], path: str, loaders: dict[str, Any], trace: str | None) -> Any:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from maestro_edge.errors import MissingExtra
 from maestro_edge.values import DENSE, LayerSpec, Precision, Rank
 
-__all__ = ["weight_shapes", "write_layer"]
+__all__ = ["libraries", "weight_shapes", "write_layer"]
 
 _STEP = 1 / 16
 """Between two int8 activations of a probe: they reach from -8 to 8, as random inputs do."""
@@ -49,7 +49,7 @@ def weight_shapes(path: Path) -> list[tuple[int, ...]]:
     Raises:
         MissingExtra: ai-edge-litert is not installed.
     """
-    schema, _ = _libraries()
+    schema, _ = libraries()
     model = schema.Model.GetRootAs(path.read_bytes(), 0)
     builtin = schema.BuiltinOperator
     wanted = {builtin.CONV_2D, builtin.DEPTHWISE_CONV_2D, builtin.FULLY_CONNECTED}
@@ -64,7 +64,12 @@ def weight_shapes(path: Path) -> list[tuple[int, ...]]:
     return shapes
 
 
-def _libraries() -> tuple[Any, Any]:
+def libraries() -> tuple[Any, Any]:
+    """The schema of .tflite files and the flatbuffers package.
+
+    Raises:
+        MissingExtra: ai-edge-litert is not installed.
+    """
     try:
         import flatbuffers
         from ai_edge_litert import schema_py_generated as schema
@@ -77,7 +82,7 @@ class _Graph:
     """A .tflite model with one subgraph, built operator by operator."""
 
     def __init__(self, precision: Precision, seed: int) -> None:
-        schema, flatbuffers = _libraries()
+        schema, flatbuffers = libraries()
         self.schema, self.builder, self.precision = schema, flatbuffers.Builder, precision
         self.random = np.random.default_rng(seed)
         self.graph = schema.SubGraphT()

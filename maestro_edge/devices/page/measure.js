@@ -16,7 +16,9 @@ export async function time(job, host) {
     for (const [index, [name, path]] of files.entries()) {
       host.say(`Loading file ${index + 1} of ${files.length}.`, index / files.length);
       await host.rest();
-      candidates[name] = new Candidate(new Program(await host.read(path), job.threads), job.entries?.[name] ?? null);
+      const mark = path.indexOf("#", path.lastIndexOf("/")); // one of several entries of a file
+      const [file, entry] = mark < 0 ? [path, null] : [path.slice(0, mark), path.slice(mark + 1)];
+      candidates[name] = new Candidate(new Program(await host.read(file), job.threads), entry);
     }
     return await measure(candidates, job, random, host);
   } finally {

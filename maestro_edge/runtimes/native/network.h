@@ -1,4 +1,4 @@
-// One .pte file: the method `forward`, with an event trace where that is asked for.
+// A method of a .pte file, `forward` by default, with an event trace where that is asked for.
 #pragma once
 
 #include <executorch/devtools/etdump/etdump_flatcc.h>
@@ -56,14 +56,17 @@ inline std::string meaning(Error error, bool running) {
 
 class Network {
  public:
+  // "#entry" behind a path names another method; the names of files are the host's, without a "#".
   Network(const std::string& path, bool traced) : path_(path) {
+    const size_t mark = path.find('#', path.rfind('/') + 1);
+    if (mark != std::string::npos) method_ = path.substr(mark + 1);
     auto tracer = traced ? std::make_unique<ETDumpGen>() : nullptr;
     tracer_ = tracer.get();
-    module_ = std::make_unique<Module>(path, Module::LoadMode::Mmap, std::move(tracer));
+    module_ = std::make_unique<Module>(path.substr(0, mark), Module::LoadMode::Mmap, std::move(tracer));
     check(module_->load(Program::Verification::InternalConsistency), "loading");
-    check(module_->load_method("forward"), "loading forward");
-    const auto meta = module_->method_meta("forward");
-    check(meta.error(), "reading forward");
+    check(module_->load_method(method_), "loading " + method_);
+    const auto meta = module_->method_meta(method_);
+    check(meta.error(), "reading " + method_);
     const auto input = meta->input_tensor_meta(0);
     check(input.error(), "reading its input");
     type = input->scalar_type();
@@ -77,7 +80,7 @@ class Network {
 
   // As an app does: the input is handed over, the network runs, the output is read.
   const Array& run() {
-    const auto result = module_->forward(EValue(tensor_));
+    const auto result = module_->execute(method_, EValue(tensor_));
     check(result.error(), "running");
     if (result->empty() || !result->at(0).isTensor()) throw std::runtime_error(base_name(path_) + ": gives no tensor");
     const auto tensor = result->at(0).toTensor();
@@ -111,7 +114,7 @@ class Network {
     throw std::runtime_error(base_name(path_) + ": " + step + " failed: " + what + " (" + code + ")");
   }
 
-  std::string path_;
+  std::string path_, method_ = "forward";
   ETDumpGen* tracer_ = nullptr;
   std::unique_ptr<Module> module_;
   Array input_, output_;
