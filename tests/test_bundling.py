@@ -107,7 +107,7 @@ def test_variants_of_one_file_have_it_copied_once(tmp_path: Path, folder: Path) 
 
     bundle(folder, manifest(*entries), {"net": tmp_path / "net"})
 
-    assert set(tree(folder)) == {"net/weights", "manifest.json"}
+    assert set(tree(folder)) == {"net/weights", "manifest.json", "labels.txt"}
     assert [each.entry for each in Manifest.load(folder / "manifest.json").variants] == ["r8", "r16"]
 
 

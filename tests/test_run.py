@@ -355,7 +355,9 @@ def test_the_bundle_holds_what_the_manifest_names(exported: Planned, tmp_path: P
     folder = bundle_run(exported.run, tmp_path / "bundle")
 
     manifest = Manifest.load(folder / "manifest.json")
-    assert {path.name for path in folder.iterdir()} == {"manifest.json", *(v.file for v in manifest.variants)}
+    files = {variant.file for variant in manifest.variants}
+    assert {path.name for path in folder.iterdir()} == {"labels.txt", "manifest.json", *files}
+    assert [(each.soc, each.runtime) for each in manifest.choices] == [(None, "fake")]
     assert manifest.labels == tuple("0123456789")
     assert manifest.input.shape == (1, 1, 32, 32) and len(manifest.input.mean) == 1
 
