@@ -140,14 +140,7 @@ def test_an_image_is_fed_as_by_the_linux_app(
     mean, std = [0.4, 0.5, 0.6][:channels], [0.2, 0.3, 0.25][:channels]
     spec = {"shape": [1, channels, *to], "layout": "NCHW", "mean": mean, "std": std, "resize": resize}
     nhwc = {**spec, "shape": [1, *to, channels], "layout": "NHWC"}
-    (height, width), aspect = size, to[1] / to[0]
-    if resize == "crop":
-        high, wide = min(height, round(width / aspect)), min(width, round(height * aspect))
-        top, left = (height - high) // 2, (width - wide) // 2
-        cropped = pixels[top : top + high, left : left + wide]
-    else:
-        cropped = pixels
-    wanted = classify.prepare(cropped, {**spec, "resize": "stretch"})
+    wanted = classify.prepare(pixels, spec)
 
     found = [prepared(modules, pixels, each, as_file=as_file) for each in (spec, nhwc)]
 
