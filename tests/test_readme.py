@@ -104,7 +104,7 @@ def test_the_make_targets_exist() -> None:
     """Those that the README names, and CI runs exactly `make test`."""
     makefile = (ROOT / "Makefile").read_text()
 
-    for target in ("demo", "test", "test-devices"):
+    for target in ("demo", "test", "test-devices", "test-apps"):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE) and f"make {target}" in README
     assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("make test")
 
