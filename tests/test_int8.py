@@ -165,7 +165,7 @@ def test_static_without_fitting_samples_is_refused(
 
 def test_core_ml_says_which_precisions_it_offers(network: nn.Module, tmp_path: Path) -> None:
     """Static is not among them."""
-    with pytest.raises(ExportError, match="choose fp32, fp16 or int8-dynamic"):
+    with pytest.raises(ExportError, match="no use for int8-static: choose fp32, fp16, int8-dynamic, palett"):
         export(network, images(4, 0), tmp_path / "x", load("coreml"), precision="int8-static")
 
 

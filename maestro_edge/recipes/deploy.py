@@ -97,7 +97,8 @@ def verify_run(
                 log.append(f"{was}; it cannot be planned lower: {error}")
                 continue
             item.save(run.folder / "plans" / f"{item.name}.json")
-            new = export_variant(run, runtime, item).model_copy(update={"rounds": variant.rounds})
+            new = export_variant(run, runtime, item, layout=manifest.input.layout)
+            new = new.model_copy(update={"rounds": variant.rounds})
             manifest = _with(manifest, new)
             log.append(f"{was}; planned again for {item.predicted_ms:.3f} ms")
         if all(variant.name in stuck for variant in missing):
