@@ -102,7 +102,7 @@ def _row(variant: Variant, manifest: Manifest) -> dict[str, Any]:
         "params": variant.params,
         "macs": variant.macs,
         "max_abs_error": variant.max_abs_error,
-        "sqnr_db": round(variant.sqnr_db, 1),
+        "sqnr_db": None if variant.sqnr_db is None else round(variant.sqnr_db, 1),
     }
 
 

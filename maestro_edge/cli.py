@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from maestro_edge.recipes.run import Progress, Run
     from maestro_edge.training import Score, TrainSettings
-    from maestro_edge.values import Budget, LatencyTable, Network, Precision, Quantity
+    from maestro_edge.values import Budget, LatencyTable, Layout, Network, Precision, Quantity
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -75,7 +75,8 @@ Precisions = Annotated[
     list[str] | None,
     typer.Option(
         "--precision",
-        help="fp32, fp16, int8-dynamic, int8-static; repeat it to have plans in each. [default: fp32]",
+        help="fp32, fp16, int8-dynamic, int8-static; on Core ML palettised-6bit, int4-weights too; repeat it to "
+        "have plans in each. [default: fp32]",
     ),
 ]
 Rounds = Annotated[int, typer.Option(min=1, max=5, help="Measurements at most; with 1 nothing is planned again.")]
@@ -741,7 +742,8 @@ def export(
         list[str] | None,
         typer.Option(
             "--runtime",
-            help="executorch, litert, onnx or coreml; repeat it. [default: executorch, litert, coreml]",
+            help="executorch, litert, onnx or coreml; repeat it. [default: executorch, litert, coreml] Written "
+            "but not run here: executorch-coreml, executorch-vulkan, executorch-ethos-u.",
         ),
     ] = None,
     rival: Annotated[
@@ -751,22 +753,35 @@ def export(
     elastic: Annotated[
         bool, typer.Option("--elastic", help="One file a runtime for all its plans, weights stored once.")
     ] = False,
+    layout: Annotated[str, typer.Option(help="How apps feed images: nchw or nhwc.")] = "nchw",
+    combine: Annotated[
+        bool, typer.Option("--combine", help="Also one Core ML package, a function for each Core ML file.")
+    ] = False,
     device: DeviceName = "local",
     model: OwnModel = None,
 ) -> None:
     """Write every plan and the dense network for each runtime; each file is run and compared first."""
     from maestro_edge.recipes.run import open_run
     from maestro_edge.recipes.steps import load_runtimes
-    from maestro_edge.recipes.variants import export_run
-    from maestro_edge.terminal import variants_table
+    from maestro_edge.recipes.variants import combine_run, export_run
+    from maestro_edge.terminal import delegation_lines, variants_table
 
+    fed = _layout(layout)
     rivals = _precisions(rival, ())
     runtimes, opened = load_runtimes(runtime or (*_TIMED, "coreml")), open_run(run, model=model)
     with _steps() as step, _device(device, alone=False) as connected:
         manifest, log = export_run(
-            opened, connected, runtimes, rivals=rivals, elastic=elastic, progress=step("export")
+            opened,
+            connected,
+            runtimes,
+            rivals=rivals,
+            elastic=elastic,
+            layout=fed,
+            progress=step("export"),
         )
-    for line in log:
+        if combine:
+            log.append(f"all Core ML files in one: {combine_run(opened, manifest)}")
+    for line in (*log, *delegation_lines(manifest)):
         _console().print(line)
     _console().print(variants_table(manifest))
 
@@ -1033,6 +1048,13 @@ def _precisions(given: list[str] | None, default: Sequence[Precision] = ("fp32",
     if unknown:
         _fail(f"no precision {unknown[0]!r}: choose {', '.join(known)}")
     return [known[name] for name in given] if given else default
+
+
+def _layout(given: str) -> Layout:
+    known: dict[str, Layout] = {"nchw": "NCHW", "nhwc": "NHWC"}
+    if given.lower() not in known:
+        _fail(f"no layout {given!r}: choose {' or '.join(known)}")
+    return known[given.lower()]
 
 
 def _epochs(settings: Any, epochs: int | None) -> Any:

@@ -9,7 +9,7 @@ from rich.table import Table
 from maestro_edge.profiling.inventory import Listing
 from maestro_edge.values import DeviceFacts, Manifest, RankPlan, Variant
 
-__all__ = ["devices_table", "fleet_table", "front_table", "plan_table", "variants_table"]
+__all__ = ["delegation_lines", "devices_table", "fleet_table", "front_table", "plan_table", "variants_table"]
 
 
 def devices_table(devices: Sequence[Listing]) -> Table:
@@ -96,6 +96,15 @@ def _losses(plan: RankPlan) -> str:
     )
 
 
+def delegation_lines(manifest: Manifest) -> list[str]:
+    """How much of their graphs the accelerated backend takes; files of which it is the same share a line."""
+    names: dict[str, list[str]] = {}
+    for variant in manifest.variants:
+        if variant.delegation is not None:
+            names.setdefault(str(variant.delegation), []).append(variant.name)
+    return [f"{', '.join(alike)}: {what}" for what, alike in names.items()]
+
+
 def variants_table(manifest: Manifest) -> Table:
     """Every file: budget, predicted and measured ms, speed-up over the dense file of its runtime, accuracy."""
     table = Table(title=f"{manifest.model} on {manifest.device.name}", title_justify="left")
@@ -124,7 +133,7 @@ def variants_table(manifest: Manifest) -> Table:
             "" if measured is None or rival is None else f"{rival.p50 / measured.p50:.2f}x",
             f"{100 * variant.accuracy:.1f}",
             f"{variant.size_bytes / 1000:,.0f}",
-            f"{variant.max_abs_error:.1e}",
+            "not run here" if variant.max_abs_error is None else f"{variant.max_abs_error:.1e}",
         )
     return table
 

@@ -14,7 +14,15 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from maestro_edge.errors import BudgetError, DataError, TableError
 
@@ -27,6 +35,7 @@ __all__ = [
     "Calibration",
     "Choice",
     "Cut",
+    "Delegation",
     "DeviceFacts",
     "Estimate",
     "InputSpec",
@@ -35,6 +44,7 @@ __all__ = [
     "Layer",
     "LayerPlan",
     "LayerSpec",
+    "Layout",
     "Manifest",
     "MeasuredMs",
     "Network",
@@ -67,10 +77,14 @@ NOT_TOLD: Final = "not told"
 """What stands where an imported file says nothing, and a text has to stand."""
 
 Rank = PositiveInt | Literal["dense"]
-Precision = Literal["fp32", "fp16", "int8-dynamic", "int8-static"]
+Precision = Literal["fp32", "fp16", "int8-dynamic", "int8-static", "palettised-6bit", "int4-weights"]
 """Of weights and arithmetic; a file's inputs and outputs are floats in all. In fp16 the weights are halves, and
 the arithmetic too where the device has it. In int8-dynamic activations get their scales while the network runs, in
-int8-static from samples when it is exported."""
+int8-static from samples when it is exported. The last two are of weights alone, on Core ML: each layer's are one
+of 64 floats, or 4 bits with a scale for every 32."""
+
+Layout = Literal["NCHW", "NHWC"]
+"""Of the images that a file is fed: one channel after the other, or the channels of each pixel together."""
 
 Source = Literal["measured", "imported", "modelled", "emulated"]
 """Emulated: timed on a device whose processor is emulated: the flow is real, the times say nothing of a device."""
@@ -956,13 +970,13 @@ class MeasuredMs(Value):
 
 
 class InputSpec(Value):
-    """How an app feeds the model: resized, (pixel / 255 - mean) / std per channel, in this layout.
+    """How an app feeds the model: resized, (pixel / 255 - mean) / std per channel, in this layout and shape.
 
     `resize` is `stretch` to H × W, or `crop`: first to the largest centred part of the input's aspect ratio.
     """
 
     shape: tuple[PositiveInt, ...]
-    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    layout: Layout = "NCHW"
     dtype: Literal["float32"] = "float32"
     resize: Literal["stretch", "crop"] = "stretch"
     mean: tuple[float, ...]
@@ -977,12 +991,28 @@ class Round(Value):
     missed: tuple[Budget, ...] = ()
 
 
+class Delegation(Value):
+    """How much of a file's graph the accelerated `backend` takes; `fallbacks` names the other operators once."""
+
+    backend: str
+    taken: NonNegativeInt
+    operators: PositiveInt
+    fallbacks: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        count = f"{self.backend} took {self.taken} of {self.operators} operators"
+        if not self.fallbacks:
+            return count
+        return f"{count}; {', '.join(self.fallbacks)} run{'s' if len(self.fallbacks) == 1 else ''} elsewhere"
+
+
 class Variant(Value):
     """One exported file: what it is, how exact it is, what it was predicted and measured to take.
 
     `sha256` of a folder (Core ML) is that of the lines "sha256  relative/path" sorted by path.
     `measured_ms` is None where this device cannot run the file. `sqnr_db` is capped at 200. `budget_ms` is the
     one of `budgets` that bounds the median time; `rounds` are all its plans' measurements, the last one's too.
+    A file that could not be run where it was exported has no agreement, and the accuracy of its model.
     """
 
     name: str
@@ -1005,9 +1035,11 @@ class Variant(Value):
     validation_accuracy: float | None = Field(
         default=None, ge=0, le=1, description="what chooses among variants; the test split chooses nothing"
     )
-    max_abs_error: float = Field(ge=0)
-    sqnr_db: float
-    top1_agreement: float = Field(ge=0, le=1)
+    max_abs_error: float | None = Field(ge=0, description="None where the file was not run: nothing is known")
+    sqnr_db: float | None
+    top1_agreement: float | None = Field(ge=0, le=1)
+    cosine: float | None = Field(default=None, ge=-1, le=1)
+    delegation: Delegation | None = Field(default=None, description="None where the runtime does not tell")
     params: PositiveInt
     macs: PositiveInt
     ranks: dict[str, Rank]
@@ -1018,6 +1050,21 @@ class Variant(Value):
     def bounds(self) -> tuple[Budget, ...]:
         """Its budgets, also where a file tells the one in ms alone."""
         return self.budgets or (() if self.budget_ms is None else check_budgets(self.budget_ms))
+
+    @property
+    def was_run(self) -> bool:
+        """Executed and compared with the model when it was exported."""
+        return self.max_abs_error is not None
+
+    @property
+    def delegated(self) -> float | None:
+        """The share of its operators that the accelerated backend takes."""
+        return None if self.delegation is None else self.delegation.taken / self.delegation.operators
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """Names of the operators that the accelerated backend leaves to others."""
+        return () if self.delegation is None else self.delegation.fallbacks
 
     @property
     def is_planned(self) -> bool:

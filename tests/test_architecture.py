@@ -50,7 +50,7 @@ SIDEWAYS = {
 OWNERS = {
     "executorch": {"runtimes/executorch.py", "runtimes/runner.py"},
     "litert_torch": {"runtimes/litert.py"},
-    "ai_edge_litert": {"runtimes/tflite.py", "runtimes/runner.py"},
+    "ai_edge_litert": {"runtimes/tflite.py", "runtimes/delegation.py", "runtimes/runner.py"},
     "tflite_runtime": {"runtimes/runner.py"},
     "ai_edge_quantizer": {"runtimes/litert.py"},
     "torchao": {"runtimes/executorch.py"},

@@ -43,7 +43,8 @@ def test_the_demo_leaves_a_complete_bundle(demo: tuple[Path, Done]) -> None:
     litert = [v for v in manifest.variants if v.runtime == "litert"]
     assert [v.budget_ms is None for v in litert] == [True, False, False, False]
     assert all(v.measured_ms is not None and v.measured_ms.n >= 20 for v in litert)
-    assert all(v.sqnr_db > 60 and v.top1_agreement == 1 for v in manifest.variants)
+    assert all(v.sqnr_db is not None and v.sqnr_db > 60 and v.top1_agreement == 1 for v in manifest.variants)
+    assert all(v.delegated == 1 and v.fallbacks == () for v in litert)
     assert all(v.measured_ms is None for v in manifest.variants if v.runtime == "coreml")
     assert len([v for v in manifest.variants if v.runtime == "coreml"]) == 4
     assert len(list((folder / "profiles").glob("*.litert-*.json"))) == 1

@@ -17,8 +17,8 @@ from maestro_edge.devices import Device, LocalDevice
 from maestro_edge.errors import ExportError
 from maestro_edge.ordered import cut, order, trace
 from maestro_edge.runtimes import MeasuringProtocol, export, load
+from maestro_edge.runtimes.agreement import compare
 from maestro_edge.runtimes.executorch import ExecuTorch
-from maestro_edge.runtimes.gate import compare
 from maestro_edge.runtimes.litert import LiteRT
 from maestro_edge.values import DENSE, LatencyTable, LayerSpec, Precision, Rank
 from tests.conftest import FakeRuntime
@@ -166,7 +166,7 @@ def test_static_without_fitting_samples_is_refused(
 
 def test_core_ml_says_which_precisions_it_offers(network: nn.Module, tmp_path: Path) -> None:
     """Static is not among them."""
-    with pytest.raises(ExportError, match="choose fp32, fp16 or int8-dynamic"):
+    with pytest.raises(ExportError, match="no use for int8-static: choose fp32, fp16, int8-dynamic, palett"):
         export(network, images(4, 0), tmp_path / "x", load("coreml"), precision="int8-static")
 
 

@@ -27,7 +27,7 @@ from PIL import Image
 from torch import nn
 
 from maestro_edge.devices import LocalDevice
-from maestro_edge.runtimes import export_elastic, load
+from maestro_edge.runtimes import export_elastic, load, model_for
 from maestro_edge.values import DeviceFacts, InputSpec, Manifest, MeasuredMs, Variant
 
 APP = Path(__file__).parent.parent / "apps" / "linux" / "classify.py"
@@ -197,6 +197,25 @@ def test_probabilities_equal_eager(bundle: Bundle, runtime: str) -> None:
     assert [top["label"] for top in found["top"]] == [LABELS[index] for index in order[:5]]
     assert [top["probability"] for top in found["top"]] == pytest.approx(expected[:5].tolist(), abs=1e-4)
     assert 0 < found["latency_ms"]["p50"] <= found["latency_ms"]["p90"]
+
+
+def test_images_are_fed_in_the_layout_of_the_manifest(broken: Bundle) -> None:
+    """A file that takes the channels of each pixel together gives the same probabilities."""
+    path = broken.folder / "model.tflite"
+    load("litert").export(model_for("NHWC", broken.model), (torch.zeros(1, 32, 32, 3),), path)
+    variant = describe(path, name="nhwc", runtime="litert", p50=1.0, accuracy=0.8)
+    fed = INPUT.model_copy(update={"layout": "NHWC", "shape": (1, 32, 32, 3)})
+    Manifest(device=DEVICE, model="tiny", labels=LABELS, input=fed, variants=(variant,)).save(
+        broken.folder / "manifest.json"
+    )
+
+    result = run_app(broken.folder, broken.image, "--json")
+
+    assert (result.returncode, result.stderr) == (0, "")
+    expected, order = broken.probabilities().sort(descending=True)
+    found = json.loads(result.stdout)
+    assert [top["label"] for top in found["top"]] == [LABELS[index] for index in order[:5]]
+    assert [top["probability"] for top in found["top"]] == pytest.approx(expected[:5].tolist(), abs=1e-4)
 
 
 def test_text_report(bundle: Bundle) -> None:
@@ -501,8 +520,9 @@ def test_file_outside_of_the_bundle(broken: Bundle, kind: str) -> None:
             lambda raw: raw["variants"][0]["measured_ms"].update(p50="1"),
             "'p50' is missing or of a wrong type",
         ),
-        (lambda raw: raw["input"].update(layout="NHWC"), "not one float32 NCHW image"),
-        (lambda raw: raw["input"].update(resize="pad"), "not one float32 NCHW image"),
+        (lambda raw: raw["input"].update(layout="NHWC"), "not one float32 image of 1 or 3 channels"),
+        (lambda raw: raw["input"].update(layout="CHWN"), "not one float32 image of 1 or 3 channels"),
+        (lambda raw: raw["input"].update(resize="pad"), "resize is 'pad'"),
         (lambda raw: raw.update(choices=[{"soc": "x"}]), "choice 0: 'variant' is missing"),
         (lambda raw: raw.update(choices="all"), "'choices' is missing or of a wrong type"),
         (lambda raw: raw["input"].update(shape=[1, 3, 16, 16]), "cannot run"),

@@ -15,7 +15,7 @@ from maestro_edge.ordered import order, trace
 from maestro_edge.planning import plan
 from maestro_edge.profiling import profile
 from maestro_edge.runtimes import MeasuringProtocol
-from maestro_edge.runtimes.gate import compare
+from maestro_edge.runtimes.agreement import compare
 from maestro_edge.runtimes.onnx import ONNX, _runs_by_layer
 from maestro_edge.runtimes.onnx_graph import label_layers, layer_of, write_layer
 from maestro_edge.runtimes.probe import probe_module

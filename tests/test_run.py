@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -346,6 +347,67 @@ def test_exporting_again_writes_nothing_that_is_there(exported: Planned) -> None
     export_run(exported.run, exported.device, [exported.runtime])
 
     assert (same, exported.runtime.exports) == (before, before + 1)
+
+
+def test_all_files_are_fed_in_the_layout_that_was_asked_for(exported: Planned) -> None:
+    """The manifest tells apps so, the gate fed it, and what is planned again keeps to it."""
+    run, runtime, device = exported.run, exported.runtime, exported.device
+
+    manifest, _ = export_run(run, device, [runtime], layout="NHWC")
+
+    assert (manifest.input.layout, manifest.input.shape) == ("NHWC", (1, 32, 32, 1))
+    assert all(variant.cosine == pytest.approx(1) for variant in manifest.variants)
+    path = run.folder / "files" / manifest.variants[0].file
+    assert runtime.predict(path, np.zeros((2, 32, 32, 1), np.float32)).shape == (2, 10)
+    runtime.slowdown = 1.3
+    again, log = exported.verify()
+    assert again.input.layout == "NHWC" and any("planned again" in line for line in log)
+    missed = next(variant for variant in again.variants if len(variant.rounds) > 1)
+    assert runtime.predict(run.folder / "files" / missed.file, np.zeros((1, 32, 32, 1), np.float32)).shape == (
+        1,
+        10,
+    )
+
+
+class Elsewhere(FakeRuntime):
+    """Its files run on no machine here."""
+
+    name = "executorch-vulkan"
+
+    def predict(self, path: Path, inputs: Array) -> Array:
+        raise AssertionError("the file is not run")
+
+
+def test_files_that_are_not_run_here_follow_the_plans_and_claim_nothing(exported: Planned) -> None:
+    """They have the ranks of the other runtime's plans, no times and no agreement; no budget counts for them."""
+    manifest, _ = export_run(exported.run, exported.device, [exported.runtime, Elsewhere()])
+
+    ours = [variant for variant in manifest.variants if variant.runtime == "executorch-vulkan"]
+    theirs = [variant for variant in manifest.variants if variant.runtime == "fake"]
+    assert [variant.ranks for variant in ours] == [variant.ranks for variant in theirs]
+    assert {(each.was_run, each.sqnr_db, each.predicted_ms, each.measured_ms) for each in ours} == {
+        (False, None, None, None)
+    }
+    assert all(variant.was_run for variant in theirs)
+    verified, _ = exported.verify()
+    assert [variant for variant in verified.variants if variant.runtime == "executorch-vulkan"] == ours
+
+
+class Dull(FakeRuntime):
+    """Right on the gate's few images; on more it gives each image the least likely class."""
+
+    def predict(self, path: Path, inputs: Array) -> Array:
+        outputs = super().predict(path, inputs)
+        return outputs if len(inputs) <= 32 else -outputs
+
+
+def test_a_file_that_loses_the_accuracy_of_its_model_is_removed(exported: Planned) -> None:
+    """Agreement on 32 images is not all: a rival in int8 that is wrong on the others is left out, and told."""
+    manifest, log = export_run(exported.run, exported.device, [Dull()], rivals=["int8-dynamic"])
+
+    assert "is right on" in log[0] and "int8-dynamic costs this network too much" in log[0]
+    assert {variant.precision for variant in manifest.variants} == {"fp32"}
+    assert not (exported.run.folder / "files" / "fake-int8-dynamic-dense.fake").exists()
 
 
 def test_the_bundle_holds_what_the_manifest_names(exported: Planned, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from maestro_edge.devices import LocalDevice
 from maestro_edge.errors import DeviceError, ExportError, MissingExtra
 from maestro_edge.ordered import cut, order, trace
 from maestro_edge.runtimes import RUNTIMES, MeasuringProtocol, digest, export, load, size_bytes
-from maestro_edge.runtimes.gate import compare
-from maestro_edge.runtimes.protocol import TracingRuntime
+from maestro_edge.runtimes.agreement import compare
+from maestro_edge.runtimes.protocol import Array, TracingRuntime
 from maestro_edge.runtimes.silence import silence
 from maestro_edge.values import DENSE, LayerSpec, Rank
 from tests.conftest import FakeRuntime, TinyNet
@@ -115,6 +115,31 @@ def test_a_file_that_differs_is_refused_by_layer_and_removed(name: str, tmp_path
     assert "\n" not in str(caught.value)
     assert [found.name for found in tmp_path.iterdir()] == [path.name]
     assert path.read_text() == "an older file"
+
+
+class Bottomless(Liar):
+    """Gives infinity behind its second layer while it is exported."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(x))
+        logits: Tensor = self.third(x / 0 if torch.compiler.is_exporting() else x)
+        return logits
+
+
+class Eager(FakeRuntime):
+    """Runs files as they would be exported."""
+
+    def predict(self, path: Path, inputs: Array) -> Array:
+        exported = torch.export.export(self.models[digest(path)], (torch.from_numpy(inputs),))
+        outputs: Array = exported.module()(torch.from_numpy(inputs)).detach().numpy()
+        return outputs
+
+
+def test_a_file_that_gives_no_numbers_is_refused_by_layer(tmp_path: Path) -> None:
+    """Infinity is where the difference begins, not a failure to look for it."""
+    with pytest.raises(ExportError, match=r"NaN or infinity .*; first layer that differs: third"):
+        export(Bottomless().eval(), samples(4, 8), tmp_path / "x.fake", Eager())
+    assert list(tmp_path.iterdir()) == []
 
 
 class Branching(nn.Module):
@@ -303,7 +328,10 @@ def test_compare_measures_error_and_noise() -> None:
     assert agreement.max_abs_error == pytest.approx(0.1)
     assert agreement.sqnr_db == pytest.approx(10 * np.log10(5 / 0.01), rel=1e-4)
     assert agreement.top1_agreement == 1
+    assert agreement.cosine == pytest.approx(5 / np.sqrt(5 * 5.01))
     assert compare(expected, expected).sqnr_db == 200
+    assert compare(expected, -expected).cosine == pytest.approx(-1)
+    assert compare(0 * expected, 0 * expected).cosine == 1
     with pytest.raises(ExportError, match="NaN"):
         compare(expected, np.full_like(expected, np.nan))
     with pytest.raises(ExportError, match="shape"):

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Pixels = NDArray[np.uint8]  # (H, W, 1 or 3)
-    Tensor = NDArray[np.float32]  # (1, C, H, W)
+    Tensor = NDArray[np.float32]  # (1, C, H, W) or (1, H, W, C)
     Run = Callable[[Tensor], Tensor]
 
 PACKAGES = {
@@ -46,6 +46,7 @@ PACKAGES = {
     "executorch": ("executorch",),
     "onnx": ("onnxruntime",),
 }
+CHANNEL_AXES = {"NCHW": 1, "NHWC": 3}
 WARM_UP_RUNS = 3
 MAX_PIXELS = 1 << 26
 
@@ -89,10 +90,15 @@ def load_manifest(bundle: Path) -> dict[str, Any]:
     require(f"{path}: device", raw["device"], {"name": str})
     require(f"{path}: input", raw["input"], INPUT_KEYS)
     shape, layout, dtype, mean, std = (raw["input"][key] for key in INPUT_KEYS)
-    image = len(shape) == 4 and shape[0] == 1 and shape[1] in (1, 3) and len(mean) == len(std) == shape[1]
-    known = raw["input"].get("resize", "stretch") in ("stretch", "crop")
-    if not (image and known) or (layout, dtype) != ("NCHW", "float32"):
-        raise ClassifyError(f"{path}: input is not one float32 NCHW image of 1 or 3 channels: {raw['input']}")
+    known = layout in CHANNEL_AXES and dtype == "float32" and len(shape) == 4 and shape[0] == 1
+    channels = shape[CHANNEL_AXES[layout]] if known else None
+    if channels not in (1, 3) or not len(mean) == len(std) == channels:
+        wanted = "one float32 image of 1 or 3 channels, NCHW or NHWC"
+        raise ClassifyError(f"{path}: input is not {wanted}: {raw['input']}")
+    if raw["input"].get("resize", "stretch") not in ("stretch", "crop"):
+        raise ClassifyError(
+            f"{path}: resize is {raw['input']['resize']!r}, not stretch or crop: make the bundle again"
+        )
     for index, variant in enumerate(raw["variants"]):
         require(f"{path}: variant {index}", variant, VARIANT_KEYS)
         if variant["measured_ms"] is not None:
@@ -335,8 +341,10 @@ def resize_weights(size: int, to: int, part: float) -> Tensor:
 
 
 def prepare(image: Pixels, spec: dict[str, Any]) -> Tensor:
-    """Pixels to what the model is fed, (1, C, H, W): stretched to H x W, or its centre of that aspect ratio."""
-    _, channels, height, width = spec["shape"]
+    """Pixels to what the model is fed, (1, C, H, W) or (1, H, W, C): stretched, or the centre of that shape."""
+    axis = CHANNEL_AXES[spec["layout"]]
+    channels = spec["shape"][axis]
+    height, width = (size for each, size in enumerate(spec["shape"]) if each not in (0, axis))
     if image.shape[2] > channels:  # ITU-R 601 luma in the fixed point of Pillow's convert("L")
         image = ((image @ np.array([[19595], [38470], [7471]]) + 0x8000) >> 16).astype(np.uint8)
     pixels: NDArray[Any] = np.moveaxis(image, 2, 0).astype(np.float32)
@@ -347,7 +355,7 @@ def prepare(image: Pixels, spec: dict[str, Any]) -> Tensor:
         down, along = resize_weights(rows, height, part[0]), resize_weights(columns, width, part[1])
         pixels = down @ pixels @ along.T
     mean, std = (np.array(spec[key], np.float32)[:, None, None] for key in ("mean", "std"))
-    return np.ascontiguousarray(((pixels / 255 - mean) / std)[None], np.float32)
+    return np.ascontiguousarray(np.moveaxis(((pixels / 255 - mean) / std)[None], 1, axis), np.float32)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,14 @@ __all__ = ["Account", "account", "default_margin"]
 
 _TIMES = ("ms", "p90_ms", "energy_mj")
 _SMALLEST_MARGIN, _LARGEST_MARGIN = 0.02, 0.1
-_BYTES_A_PARAMETER: Mapping[Precision, float] = {"fp32": 4.0, "fp16": 2.0, "int8-dynamic": 1.0, "int8-static": 1.0}
+_BYTES_A_PARAMETER: Mapping[Precision, float] = {
+    "fp32": 4.0,
+    "fp16": 2.0,
+    "int8-dynamic": 1.0,
+    "int8-static": 1.0,
+    "palettised-6bit": 0.75,
+    "int4-weights": 0.5,
+}
 
 
 @dataclass(frozen=True)

@@ -143,13 +143,13 @@ def table_of(
 def _exported(run: Run, runtime: Runtime, manifest: Manifest, variant: Variant, item: RankPlan) -> list[Variant]:
     """The variant by its new plan; beside it the other entries of its file, as they were measured."""
     if variant.entry is None:
-        return [export_variant(run, runtime, item).model_copy(update={"rounds": variant.rounds})]
+        made = export_variant(run, runtime, item, layout=manifest.input.layout)
+        return [made.model_copy(update={"rounds": variant.rounds})]
     old = {each.name: each for each in _of(manifest, runtime) if each.file == variant.file}
     same = (each for each in run.plans() if each.runtime == item.runtime)
     plans = {variant_name(runtime.name, each.precision, each.tag): each for each in same}
-    made = export_entries(run, runtime, [plans[name] for name in old])
     found = []
-    for each in made:
+    for each in export_entries(run, runtime, [plans[name] for name in old], layout=manifest.input.layout):
         was = old[each.name]
         kept: dict[str, object] = {"rounds": was.rounds}
         if each.name != variant.name:

@@ -6,20 +6,34 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Final
 
-from torch import nn
+from torch import Tensor, nn
 
 from maestro_edge.devices import Device
 from maestro_edge.errors import BudgetError, ExportError
 from maestro_edge.recipes.data import Split
 from maestro_edge.recipes.run import Progress, Run
-from maestro_edge.runtimes import Agreement, Runtime, digest, export, size_bytes
+from maestro_edge.runtimes import (
+    WRITTEN_ONLY,
+    Agreement,
+    Runtime,
+    check_accuracy,
+    digest,
+    export_counted,
+    export_unchecked,
+    images_as,
+    model_for,
+    size_bytes,
+)
+from maestro_edge.runtimes.coreml import combine
 from maestro_edge.runtimes.elastic import ElasticRuntime, entry_name, export_elastic
 from maestro_edge.training import load_checkpoint
 from maestro_edge.values import (
     DENSE,
     DeviceFacts,
     InputSpec,
+    Layout,
     Manifest,
     Precision,
     Rank,
@@ -29,11 +43,13 @@ from maestro_edge.values import (
     variant_name,
 )
 
-__all__ = ["export_entries", "export_run", "export_variant", "export_variants", "manifest_of"]
+__all__ = ["combine_run", "export_entries", "export_run", "export_variant", "export_variants", "manifest_of"]
 
 _GATE_SAMPLES = 32
 _FILE_IMAGES = 2000
 """Images that a file is scored on by itself; each is a run of its own."""
+_ONLY_STATIC: Final = "executorch-ethos-u"
+"""Of this hardware, which computes in int8 alone, the dense network and plans are exported in that."""
 
 
 Job = tuple[Runtime, RankPlan | Precision]
@@ -54,14 +70,15 @@ def export_run(
     *,
     rivals: Sequence[Precision] = (),
     elastic: bool = False,
+    layout: Layout = "NCHW",
     progress: Progress | None = None,
 ) -> tuple[Manifest, list[str]]:
     """Export dense and every plan, each to the runtime and in the precision that its table was measured with.
 
     A runtime without plans of its own, as Core ML where no iPhone was measured, follows those of the first other.
-    `rivals` are precisions in which the dense network is exported too; one that its gate refuses is left out, and
-    told in the lines beside the manifest. With `elastic`, the plans of a runtime are entries of one file where its
-    format can share their weights.
+    All files are fed images in `layout`. `rivals` are precisions in which the dense network is exported too; one
+    that its gate refuses is left out, and told in the lines beside the manifest. With `elastic`, the plans of a
+    runtime are entries of one file where its format can share their weights.
 
     Raises:
         BudgetError: there are no plans, or an elastic one bounds the bytes of a file.
@@ -78,29 +95,31 @@ def export_run(
         chosen = [item for item in plans if item.runtime == runtime.name]
         if not chosen:
             chosen = [item for item in plans if item.runtime == plans[0].runtime]
-        jobs += [(runtime, "fp32"), *((runtime, rival) for rival in rivals)]
-        if elastic and isinstance(runtime, ElasticRuntime):
-            several += export_entries(run, runtime, chosen)
+        dense: Precision = "int8-static" if runtime.name == _ONLY_STATIC else "fp32"
+        chosen = [item for item in chosen if dense == "fp32" or dense == item.precision]
+        jobs += [(runtime, dense), *((runtime, rival) for rival in rivals)]
+        if elastic and isinstance(runtime, ElasticRuntime) and runtime.name not in WRITTEN_ONLY:
+            several += export_entries(run, runtime, chosen, layout=layout)
             if progress is not None:
                 progress(done, len(runtimes), f"exported {several[-1].file}")
         else:
             jobs += [(runtime, item) for item in chosen]
-    variants, log = export_variants(run, jobs, progress)
-    manifest = manifest_of(run, device.facts(), [*variants, *several])
+    variants, log = export_variants(run, jobs, progress, layout=layout)
+    manifest = manifest_of(run, device.facts(), [*variants, *several], layout)
     manifest.save(run.manifest_path)
     return manifest, log
 
 
 def export_variants(
-    run: Run, jobs: Sequence[Job], progress: Progress | None = None
+    run: Run, jobs: Sequence[Job], progress: Progress | None = None, *, layout: Layout = "NCHW"
 ) -> tuple[list[Variant], list[str]]:
     """Export plans and dense networks; lines for those in int8 that were refused, which no plan asked for."""
     variants, log = [], []
     for done, (runtime, item) in enumerate(jobs, start=1):
         try:
-            variants.append(export_variant(run, runtime, item))
+            variants.append(export_variant(run, runtime, item, layout=layout))
         except ExportError as error:
-            if isinstance(item, RankPlan) or item == "fp32":
+            if isinstance(item, RankPlan) or item == "fp32" or runtime.name in WRITTEN_ONLY:
                 raise
             log.append(f"{variant_name(runtime.name, item, DENSE)} is left out: {error}")
         if progress is not None:
@@ -108,25 +127,46 @@ def export_variants(
     return variants, log
 
 
-def manifest_of(run: Run, device: DeviceFacts, variants: Sequence[Variant]) -> Manifest:
+def combine_run(run: Run, manifest: Manifest) -> Path:
+    """One Core ML package of all Core ML variants, a function each: files/coreml.mlpackage in the run's folder.
+
+    Raises:
+        ExportError: there are less than two, or a function does not compute what its variant does.
+    """
+    files = {each.name: run.folder / "files" / each.file for each in manifest.variants if each.runtime == "coreml"}
+    path = run.folder / "files" / "coreml.mlpackage"
+    combine(files, path, images_as(manifest.input.layout, _gate_images(run)).numpy())
+    return path
+
+
+def manifest_of(run: Run, device: DeviceFacts, variants: Sequence[Variant], layout: Layout = "NCHW") -> Manifest:
     """What describes `variants` to apps; `device` is where they are timed."""
-    data = run.data
+    shape, data = tuple(images_as(layout, run.example[0]).shape), run.data
     return Manifest(
         device=device,
         model=run.network.name,
         labels=run.labels,
-        input=InputSpec(shape=tuple(run.example[0].shape), resize=data.resize, mean=data.mean, std=data.std),
+        input=InputSpec(shape=shape, layout=layout, resize=data.resize, mean=data.mean, std=data.std),
         variants=tuple(variants),
     )
 
 
 def export_variant(
-    run: Run, runtime: Runtime, item: RankPlan | Precision, *, folder: Path | None = None, name: str | None = None
+    run: Run,
+    runtime: Runtime,
+    item: RankPlan | Precision,
+    *,
+    folder: Path | None = None,
+    name: str | None = None,
+    layout: Layout = "NCHW",
 ) -> Variant:
     """Export and gate one plan, or the dense network in a precision, and describe the file; it is not timed yet.
 
-    It goes to `folder`, or to files/ in the run's, and is called `name`, or after its budgets. In int8 the
-    accuracy is that of the file itself, on at most 2,000 images of a split.
+    It goes to `folder`, or to files/ in the run's, and is called `name`, or after its budgets. Where rounding may
+    cost accuracy, that is the file's own, on at most 2,000 images of a split.
+
+    Raises:
+        ExportError: it cannot be written, differs from the model, or loses more accuracy than its precision may.
     """
     plan = item if isinstance(item, RankPlan) else None
     precision: Precision = item.precision if isinstance(item, RankPlan) else item
@@ -134,22 +174,22 @@ def export_variant(
     name = name or variant_name(runtime.name, precision, DENSE if plan is None else plan.tag)
     path = (folder or run.folder / "files") / f"{name}{runtime.suffix}"
     record = run.folder / "work" / "exports" / f"{name}.json"
-    key = _export_key(run, runtime, precision, plan)
+    key = _export_key(run, runtime, precision, plan, layout)
     if record.exists() and path.exists():
         done = ExportRecord.load(record)
         if done.key == key and done.variant.sha256 == digest(path):
             return done.variant.model_copy(update=_promised(runtime, item))
     gauge = () if plan is None else plan.gauge
     model = run.dense if plan is None else run.variant(ranks, gauge=gauge)
-    samples = run.data.normalise(run.data.validation.inputs[:_GATE_SAMPLES])
-    calibration = run.calibration() if precision == "int8-static" else None
-    agreement = export(model, samples, path, runtime, precision=precision, calibration=calibration)
-    variant = _described(run, runtime, item, model, path, agreement)
+    made = _write(run, model, path, runtime, precision, layout)
+    variant = _described(run, runtime, item, model, path, made, layout)
     ExportRecord(key=key, variant=variant).save(record)
     return variant.model_copy(update=_promised(runtime, item))
 
 
-def export_entries(run: Run, runtime: Runtime, plans: Sequence[RankPlan]) -> list[Variant]:
+def export_entries(
+    run: Run, runtime: Runtime, plans: Sequence[RankPlan], *, layout: Layout = "NCHW"
+) -> list[Variant]:
     """Export and gate one elastic file of the plans, and describe its entries; they are not timed yet.
 
     Raises:
@@ -162,7 +202,7 @@ def export_entries(run: Run, runtime: Runtime, plans: Sequence[RankPlan]) -> lis
     precision: Precision = next((item.precision for item in plans if item.precision != "fp32"), "fp32")
     path = run.folder / "files" / f"{runtime.name}-elastic{runtime.suffix}"
     records = [run.folder / "work" / "exports" / f"{path.stem}-{entry_name(item.tag)}.json" for item in plans]
-    keys = [_export_key(run, runtime, precision, item) for item in plans]
+    keys = [_export_key(run, runtime, precision, item, layout) for item in plans]
     key = hashlib.sha256("".join(keys).encode()).hexdigest()
     known = [ExportRecord.load(record) for record in records if record.exists()]
     sha256 = digest(path) if path.exists() else None
@@ -170,10 +210,12 @@ def export_entries(run: Run, runtime: Runtime, plans: Sequence[RankPlan]) -> lis
         made = [each.variant for each in known]
     else:
         models = {entry_name(item.tag): run.variant(item.ranks, gauge=item.gauge) for item in plans}
-        samples = run.data.normalise(run.data.validation.inputs[:_GATE_SAMPLES])
-        agreements = export_elastic(models, samples, path, runtime, precision=precision)
+        given = {entry: model_for(layout, model) for entry, model in models.items()}
+        agreements = export_elastic(
+            given, images_as(layout, _gate_images(run)), path, runtime, precision=precision
+        )
         made = [
-            _described(run, runtime, item, models[entry], path, agreements[entry], entry=entry)
+            _described(run, runtime, item, models[entry], path, agreements[entry]._asdict(), layout, entry=entry)
             for item, entry in zip(plans, models, strict=True)
         ]
         for record, variant in zip(records, made, strict=True):
@@ -188,16 +230,16 @@ def _described(
     item: RankPlan | Precision,
     model: nn.Module,
     path: Path,
-    agreement: Agreement,
+    made: Mapping[str, Any],
+    layout: Layout,
     *,
     entry: str | None = None,
 ) -> Variant:
-    """What was exported, with its accuracy."""
+    """What was exported, with its accuracy; `made` is what its gate found."""
     plan = item if isinstance(item, RankPlan) else None
     precision: Precision = item.precision if isinstance(item, RankPlan) else item
     ranks: Mapping[str, Rank] = {} if plan is None else plan.ranks
     gauge = () if plan is None else plan.gauge
-    accuracy, validation_accuracy = _accuracies(run, runtime, model, path, precision)
     return Variant(
         name=variant_name(runtime.name, precision, DENSE if plan is None else plan.tag),
         runtime=runtime.name,
@@ -210,11 +252,8 @@ def _described(
         budget_ms=None,
         predicted_ms=None,
         measured_ms=None,
-        accuracy=accuracy,
-        validation_accuracy=validation_accuracy,
-        max_abs_error=agreement.max_abs_error,
-        sqnr_db=agreement.sqnr_db,
-        top1_agreement=agreement.top1_agreement,
+        **_accuracies(run, model, path, runtime, precision, layout),
+        **made,
         params=sum(parameter.numel() for parameter in model.parameters()),
         macs=run.network.in_gauge(gauge).macs(ranks),
         ranks={layer.name: ranks.get(layer.name, DENSE) for layer in run.network.ordered},
@@ -222,22 +261,47 @@ def _described(
     )
 
 
+def _gate_images(run: Run) -> Tensor:
+    return run.data.normalise(run.data.validation.inputs[:_GATE_SAMPLES])
+
+
+def _write(
+    run: Run, model: nn.Module, path: Path, runtime: Runtime, precision: Precision, layout: Layout
+) -> dict[str, Any]:
+    """Make the file; what the gate and the backend say of it. A file that cannot be run here has no agreement."""
+    images = _gate_images(run)
+    calibration = run.calibration() if precision == "int8-static" else None
+    given = model_for(layout, model), images_as(layout, images), path, runtime
+    ranges = None if calibration is None else [images_as(layout, batch) for batch in calibration]
+    if runtime.name in WRITTEN_ONLY:
+        delegation = export_unchecked(*given, precision=precision, calibration=ranges)
+        return {**dict.fromkeys(Agreement._fields), "delegation": delegation}
+    made = export_counted(*given, precision=precision, calibration=ranges)
+    return {**made.agreement._asdict(), "delegation": made.delegation}
+
+
 def _accuracies(
-    run: Run, runtime: Runtime, model: nn.Module, path: Path, precision: Precision
-) -> tuple[float, float]:
-    """Top-1 on the test split and on validation images, of the model; of the file itself where it rounds."""
-    accuracies = []
-    # Files are compared by their validation accuracy: that of all is on the same images.
+    run: Run, model: nn.Module, path: Path, runtime: Runtime, precision: Precision, layout: Layout
+) -> dict[str, Any]:
+    """Top-1 on the test split and on validation images: all variants' are on the same ones.
+
+    In fp32 it is the model's, whose outputs are the file's. Elsewhere it is the file's, refused where it is too
+    far below.
+    """
+
+    def own(split: Split) -> float:
+        inputs, targets = split.inputs[:_FILE_IMAGES], split.targets[:_FILE_IMAGES]
+        found = runtime.predict(path, images_as(layout, run.data.normalise(inputs)).numpy()).argmax(-1)
+        return float((found == targets.numpy()).mean())
+
     held = run.data.validation
     held = Split(held.inputs[:_FILE_IMAGES], held.targets[:_FILE_IMAGES])
-    for split in (run.data.test, held):
-        if precision == "fp32":
-            accuracies.append(run.score(model, split).top1)
-        else:
-            inputs, targets = split.inputs[:_FILE_IMAGES], split.targets[:_FILE_IMAGES]
-            found = runtime.predict(path, run.data.normalise(inputs).numpy()).argmax(-1)
-            accuracies.append(float((found == targets.numpy()).mean()))
-    return accuracies[0], accuracies[1]
+    of_model = run.score(model, held).top1
+    if precision == "fp32" or runtime.name in WRITTEN_ONLY:
+        return {"accuracy": run.score(model, run.data.test).top1, "validation_accuracy": of_model}
+    of_file = own(held)
+    check_accuracy(path, own=of_file, model=of_model, precision=precision)
+    return {"accuracy": own(run.data.test), "validation_accuracy": of_file}
 
 
 def _promised(runtime: Runtime, item: RankPlan | Precision) -> dict[str, object]:
@@ -252,11 +316,12 @@ def _promised(runtime: Runtime, item: RankPlan | Precision) -> dict[str, object]
     }
 
 
-def _export_key(run: Run, runtime: Runtime, precision: Precision, plan: RankPlan | None) -> str:
-    """Weights, ranks and their forms, precision and runtime: what a file's content depends on."""
+def _export_key(run: Run, runtime: Runtime, precision: Precision, plan: RankPlan | None, layout: Layout) -> str:
+    """Weights, ranks and their forms, precision, runtime and layout: what a file's content depends on."""
     checkpoints = [name for name in ("dense", "ordered") if (run.folder / name / "checkpoint.json").exists()]
     weights = [load_checkpoint(run.folder / name)[0].sha256 for name in checkpoints]
     content = json.dumps(
-        [weights, plan and [plan.ranks, plan.gauge], precision, runtime.name, runtime.version], sort_keys=True
+        [weights, plan and [plan.ranks, plan.gauge], precision, runtime.name, runtime.version, layout],
+        sort_keys=True,
     )
     return hashlib.sha256(content.encode()).hexdigest()

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from maestro_edge.errors import ExportError
+from maestro_edge.runtimes.agreement import Agreement
+from maestro_edge.runtimes.conversion import images_as, model_for
 from maestro_edge.runtimes.elastic import export_elastic
-from maestro_edge.runtimes.gate import Agreement, digest, export, size_bytes
+from maestro_edge.runtimes.gate import (
+    check_accuracy,
+    digest,
+    export,
+    export_counted,
+    export_unchecked,
+    size_bytes,
+)
 from maestro_edge.runtimes.jobs import versions_on
 from maestro_edge.runtimes.protocol import (
     MeasuringProtocol,
@@ -16,21 +25,29 @@ from maestro_edge.runtimes.protocol import (
 
 __all__ = [
     "RUNTIMES",
+    "WRITTEN_ONLY",
     "Agreement",
     "MeasuringProtocol",
     "Operator",
     "Runtime",
     "TracingRuntime",
+    "check_accuracy",
     "digest",
     "export",
+    "export_counted",
     "export_elastic",
+    "export_unchecked",
+    "images_as",
     "load",
+    "model_for",
     "package_version",
     "size_bytes",
     "versions_on",
 ]
 
 RUNTIMES = ("executorch", "litert", "onnx", "coreml")
+WRITTEN_ONLY = ("executorch-coreml", "executorch-vulkan", "executorch-ethos-u")
+"""ExecuTorch's backends for hardware that no machine here has: files are written when asked for, and not run."""
 
 
 def load(name: str) -> Runtime:
@@ -39,10 +56,10 @@ def load(name: str) -> Runtime:
     Raises:
         ExportError: there is none of that name.
     """
-    if name == "executorch":
-        from maestro_edge.runtimes.executorch import ExecuTorch
+    if name == "executorch" or name in WRITTEN_ONLY:
+        from maestro_edge.runtimes.executorch import BACKENDS, ExecuTorch
 
-        return ExecuTorch()
+        return ExecuTorch(BACKENDS[name])
     if name == "litert":
         from maestro_edge.runtimes.litert import LiteRT
 
@@ -55,4 +72,4 @@ def load(name: str) -> Runtime:
         from maestro_edge.runtimes.coreml import CoreML
 
         return CoreML()
-    raise ExportError(f"no runtime {name!r}: choose one of {', '.join(RUNTIMES)}")
+    raise ExportError(f"no runtime {name!r}: choose one of {', '.join((*RUNTIMES, *WRITTEN_ONLY))}")

@@ -10,8 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from maestro_edge.errors import ExportError
+from maestro_edge.values import Layout, Precision
 
-__all__ = ["calibration_inputs", "contiguous_copy", "export_error", "first_line"]
+__all__ = [
+    "calibration_inputs",
+    "contiguous_copy",
+    "export_error",
+    "first_line",
+    "images_as",
+    "model_for",
+    "refuse_precision",
+]
 
 
 def contiguous_copy(model: nn.Module) -> nn.Module:
@@ -26,6 +35,32 @@ def contiguous_copy(model: nn.Module) -> nn.Module:
     for tensor in (*copied.parameters(), *copied.buffers()):
         tensor.data = tensor.data.contiguous()
     return copied
+
+
+class _ChannelsLast(nn.Module):
+    """A model that is fed (N, H, W, C)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        outputs: Tensor = self.model(images.permute(0, 3, 1, 2))
+        return outputs
+
+
+def model_for(layout: Layout, model: nn.Module) -> nn.Module:
+    """`model` as it is, fed (N, C, H, W), or behind a permutation, fed (N, H, W, C).
+
+    LiteRT computes in NHWC and loses a transposition by it. ExecuTorch and Core ML gain one operator, which
+    spares the app the same work.
+    """
+    return model if layout == "NCHW" else _ChannelsLast(model).eval()
+
+
+def images_as(layout: Layout, images: Tensor) -> Tensor:
+    """Images (N, C, H, W) in a layout."""
+    return images if layout == "NCHW" else images.permute(0, 2, 3, 1).contiguous()
 
 
 def calibration_inputs(inputs: tuple[Tensor, ...], calibration: Sequence[Tensor] | None) -> list[Tensor]:
@@ -50,6 +85,18 @@ def calibration_inputs(inputs: tuple[Tensor, ...], calibration: Sequence[Tensor]
             "batches of the training set, or choose int8-dynamic"
         )
     return [part.contiguous() for part in parts]
+
+
+def refuse_precision(runtime: str, precision: Precision, offered: Sequence[Precision]) -> None:
+    """Refuse what a runtime has no files for.
+
+    Raises:
+        ExportError: tells what it has.
+    """
+    if precision not in offered:
+        *others, last = offered
+        choice = f"{', '.join(others)} or {last}" if others else last
+        raise ExportError(f"{runtime} has no use for {precision}: choose {choice}")
 
 
 def export_error(runtime: str, path: Path, error: Exception) -> ExportError:

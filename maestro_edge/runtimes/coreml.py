@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -12,17 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from maestro_edge.errors import DeviceError, ExportError
-from maestro_edge.runtimes.conversion import contiguous_copy, export_error
+from maestro_edge.runtimes.agreement import LIMITS, compare
+from maestro_edge.runtimes.conversion import contiguous_copy, export_error, refuse_precision
 from maestro_edge.runtimes.mil import Program, quiet_coremltools
 from maestro_edge.runtimes.probe import probe_module
 from maestro_edge.runtimes.protocol import Array, package_version
 from maestro_edge.values import LayerSpec, Precision, Rank
 
-__all__ = ["CoreML"]
+__all__ = ["CoreML", "combine"]
 
 SAMPLES_AT_ONCE: Final = 16
 """Samples evaluated side by side: every activation of the network is held for each of them."""
 
+_PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "fp16", "int8-dynamic", "palettised-6bit", "int4-weights")
+_BLOCK: Final = 32
+"""Input channels that share a scale in 4 bits."""
 
 _ELSEWHERE = (
     "Core ML runs on Apple's devices: 'maestro-edge profiles probes' writes what an iPhone measures by itself, "
@@ -33,7 +38,7 @@ _ELSEWHERE = (
 class CoreML:
     """Core ML on iOS 18, macOS 15 and later.
 
-    int8-dynamic holds its weights in int8 and its activations in floats.
+    int8-dynamic, palettised-6bit and int4-weights hold their weights in so many bits and compute in floats.
     """
 
     name = "coreml"
@@ -65,26 +70,14 @@ class CoreML:
         The input is named "input"; several are named "input_0", "input_1", ...
 
         Raises:
-            ExportError: the model cannot be converted, the precision is int8-static, or `path` cannot be
+            ExportError: the model cannot be converted, Core ML has no such precision, or `path` cannot be
                 written; nothing of it is left.
             MissingExtra: coremltools is not installed.
         """
         path = Path(path)
-        if precision == "int8-static":
-            raise ExportError("Core ML offers no int8-static: choose fp32, fp16 or int8-dynamic")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-                package = Path(folder) / f"new{self.suffix}"
-                _convert(model, inputs, package, precision, path.name)
-                _make_readable(package)
-                if path.exists():  # a folder cannot be renamed onto another
-                    path.rename(Path(folder) / "old")
-                package.rename(path)
-        except OSError as error:
-            raise ExportError(
-                f"{path}: cannot be written ({error.strerror or error}): export to another folder"
-            ) from error
+        refuse_precision("Core ML", precision, _PRECISIONS)
+        with _new_package(path) as package:
+            _convert(model, inputs, package, precision, path.name)
 
     def predict(self, path: Path, inputs: Array) -> Array:
         """What the saved package gives for `inputs` (N, C, H, W), each sample alone: (N, ...).
@@ -93,12 +86,7 @@ class CoreML:
             ExportError: the package cannot be read or checked here, or takes other inputs.
             MissingExtra: coremltools is not installed.
         """
-        program = Program(path)
-        samples = torch.tensor(inputs, dtype=torch.float32).unsqueeze(1)  # (N, 1, C, H, W)
-        with torch.no_grad():
-            outputs = torch.func.vmap(lambda sample: program(sample)[0], chunk_size=SAMPLES_AT_ONCE)(samples)
-        result: Array = outputs.squeeze(1).numpy()  # (N, 1, ...) before
-        return result
+        return _run(Program(path), inputs)
 
     def measure(self, device: object, paths: Mapping[str, Path], protocol: object) -> NoReturn:
         """Core ML is timed by Apple's tools on Apple's devices.
@@ -120,6 +108,63 @@ class CoreML:
         self.export(module, tuple(each.contiguous() for each in inputs), path, precision)
 
 
+def combine(packages: Mapping[str, Path], path: Path, inputs: Array) -> None:
+    """Put several exported packages of one network into one at `path`, a function by name for each of them.
+
+    Weights that two of them share byte by byte are stored once; those of another rank or precision are not the
+    same. The first is what an app gets that names none. Every function is evaluated on `inputs` (N, C, H, W) and
+    must give what its own package gives: that one was gated when it was exported.
+
+    Raises:
+        ExportError: there are less than two, one cannot be read, or a function computes something else; nothing
+            is left at `path`.
+        MissingExtra: coremltools is not installed.
+    """
+    if len(packages) < 2:
+        raise ExportError(f"{path.name}: {len(packages)} Core ML package(s) to combine: export two or more first")
+    with _new_package(Path(path)) as package:
+        with quiet_coremltools() as coremltools:
+            functions = coremltools.utils.MultiFunctionDescriptor()
+            functions.default_function_name = next(iter(packages))
+            try:
+                for name, source in packages.items():
+                    functions.add_function(str(source), "main", name)
+                coremltools.utils.save_multifunction(functions, str(package))
+            except Exception as error:
+                raise export_error("Core ML", path, error) from error
+        for name, source in packages.items():
+            expected, found = _run(Program(source), inputs), _run(Program(package, name), inputs)
+            agreement = compare(expected, found)
+            if not LIMITS["fp32"].admits(agreement, float(abs(expected).max())):
+                raise ExportError(f"{path.name}: function {name} differs from {source.name}: {agreement}")
+
+
+def _run(program: Program, inputs: Array) -> Array:
+    samples = torch.tensor(inputs, dtype=torch.float32).unsqueeze(1)  # (N, 1, C, H, W)
+    with torch.no_grad():
+        outputs = torch.func.vmap(lambda sample: program(sample)[0], chunk_size=SAMPLES_AT_ONCE)(samples)
+    result: Array = outputs.squeeze(1).numpy()  # (N, 1, ...) before
+    return result
+
+
+@contextmanager
+def _new_package(path: Path) -> Iterator[Path]:
+    """A package to be written, which takes the place of `path` when the block ends well."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            package = Path(folder) / f"new{CoreML.suffix}"
+            yield package
+            _make_readable(package)
+            if path.exists():  # a folder cannot be renamed onto another
+                path.rename(Path(folder) / "old")
+            package.rename(path)
+    except OSError as error:
+        raise ExportError(
+            f"{path}: cannot be written ({error.strerror or error}): export to another folder"
+        ) from error
+
+
 def _convert(model: nn.Module, inputs: tuple[Tensor, ...], package: Path, precision: Precision, name: str) -> None:
     names = ["input"] if len(inputs) == 1 else [f"input_{index}" for index in range(len(inputs))]
     with quiet_coremltools() as coremltools:
@@ -135,17 +180,43 @@ def _convert(model: nn.Module, inputs: tuple[Tensor, ...], package: Path, precis
                 package_dir=str(package),
                 skip_model_load=True,
             )
-            if precision == "int8-dynamic":
-                _quantize_weights(coremltools, converted).save(str(package))
+            if precision in _COMPRESSED:
+                _COMPRESSED[precision](coremltools.optimize.coreml, converted).save(str(package))
         except Exception as error:
             raise export_error("Core ML", Path(name), error) from error
 
 
-def _quantize_weights(coremltools: Any, converted: Any) -> Any:
-    """Weights in int8, one scale a channel; Core ML itself chooses how it computes with them."""
-    optimize = coremltools.optimize.coreml
+def _to_8_bits(optimize: Any, converted: Any) -> Any:
+    """One scale a channel; Core ML itself chooses how it computes with them."""
     symmetric = optimize.OpLinearQuantizerConfig(mode="linear_symmetric")
     return optimize.linear_quantize_weights(converted, optimize.OptimizationConfig(global_config=symmetric))
+
+
+def _to_4_bits(optimize: Any, converted: Any) -> Any:
+    """One scale for each block of input channels, or a channel's for layers that blocks do not divide.
+
+    coremltools leaves those in floats without a word; the second pass finds only them.
+    """
+    for granularity in ("per_block", "per_channel"):
+        symmetric = optimize.OpLinearQuantizerConfig(
+            mode="linear_symmetric", dtype="int4", granularity=granularity, block_size=_BLOCK
+        )
+        config = optimize.OptimizationConfig(global_config=symmetric)
+        converted = optimize.linear_quantize_weights(converted, config)
+    return converted
+
+
+def _to_palette(optimize: Any, converted: Any) -> Any:
+    """64 values a layer, evenly spaced: on networks that were tried as near as those that k-means finds."""
+    palette = optimize.OpPalettizerConfig(mode="uniform", nbits=6)
+    return optimize.palettize_weights(converted, optimize.OptimizationConfig(global_config=palette))
+
+
+_COMPRESSED: Final[Mapping[Precision, Callable[[Any, Any], Any]]] = {
+    "int8-dynamic": _to_8_bits,
+    "int4-weights": _to_4_bits,
+    "palettised-6bit": _to_palette,
+}
 
 
 def _exported_program(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:

@@ -19,8 +19,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from maestro_edge.errors import ExportError
+from maestro_edge.runtimes.agreement import LIMITS, Agreement, compare
 from maestro_edge.runtimes.conversion import contiguous_copy
-from maestro_edge.runtimes.gate import LIMITS, Agreement, compare, eager_outputs
+from maestro_edge.runtimes.gate import eager_outputs
 from maestro_edge.runtimes.jobs import with_entry
 from maestro_edge.runtimes.protocol import Runtime
 from maestro_edge.values import Precision
@@ -99,8 +100,7 @@ def _gated(runtime: Runtime, file: Path, name: str, model: nn.Module, samples: T
     agreement = compare(expected, runtime.predict(with_entry(file, name), samples.numpy()))
     if not LIMITS["fp32"].admits(agreement, float(np.abs(expected).max())):
         raise ExportError(
-            f"{called}: entry {name} computes something else than its model: SQNR {agreement.sqnr_db:.1f} dB, "
-            f"largest error {agreement.max_abs_error:.3g}: export the plans apart"
+            f"{called}: entry {name} computes something else than its model: {agreement}: export the plans apart"
         )
     return agreement
 

@@ -6,63 +6,42 @@ import hashlib
 import math
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from maestro_edge.errors import ExportError
+from maestro_edge.runtimes.agreement import LIMITS, Agreement, compare, sqnr_db
 from maestro_edge.runtimes.conversion import contiguous_copy
 from maestro_edge.runtimes.protocol import Array, Runtime
-from maestro_edge.values import Precision
+from maestro_edge.values import Delegation, Precision
 
-__all__ = ["LIMITS", "Agreement", "compare", "digest", "eager_outputs", "export", "size_bytes"]
+__all__ = [
+    "Exported",
+    "check_accuracy",
+    "digest",
+    "eager_outputs",
+    "export",
+    "export_counted",
+    "export_unchecked",
+    "size_bytes",
+]
 
-_LARGEST_SQNR_DB = 200.0
-"""Equal outputs have no noise; this stands for infinity."""
 _EIGHT_BITS_DB = 50.0
 """SQNR of a sine in 8 bits: nothing int8 holds more, so a float in front of it loses nothing by becoming one."""
 
 
-class Agreement(NamedTuple):
-    """How near a file's outputs are to the model's: largest |error|, SQNR in dB, share of equal top-1."""
+class Exported(NamedTuple):
+    """A file that stands: how near it is to its model, and what the accelerated backend takes of it."""
 
-    max_abs_error: float
-    sqnr_db: float
-    top1_agreement: float
-
-
-class Limits(NamedTuple):
-    """The least agreement that a file ships with; `max_error` is relative to the largest output."""
-
-    sqnr_db: float
-    top1_agreement: float
-    max_error: float
-
-    def admits(self, agreement: Agreement, largest: float) -> bool:
-        return (
-            agreement.sqnr_db >= self.sqnr_db
-            and agreement.top1_agreement >= self.top1_agreement
-            and agreement.max_abs_error <= self.max_error * largest
-        )
-
-
-_FP32: Final = Limits(sqnr_db=60, top1_agreement=1, max_error=0.01)
-# Rounding weights to halves leaves 60 dB and more, arithmetic in halves less: Core ML's may use either.
-_FP16: Final = Limits(sqnr_db=40, top1_agreement=0.95, max_error=0.05)
-# Rounding to 8 bits leaves 25 dB and more, ranges that clip less than 20 (tests/test_int8.py holds both). Noise
-# of a tenth of the signal may turn near ties of classes; more than one sample in ten is no tie.
-_INT8: Final = Limits(sqnr_db=20, top1_agreement=0.9, max_error=0.25)
-LIMITS: Final[dict[Precision, Limits]] = {
-    "fp32": _FP32,
-    "fp16": _FP16,
-    "int8-dynamic": _INT8,
-    "int8-static": _INT8,
-}
+    agreement: Agreement
+    delegation: Delegation | None
 
 
 def export(
@@ -83,27 +62,86 @@ def export(
     Raises:
         ExportError: it cannot be written or run, or differs; the message names the first layer that does.
     """
+    return export_counted(model, samples, path, runtime, precision=precision, calibration=calibration).agreement
+
+
+def export_counted(
+    model: nn.Module,
+    samples: Tensor,
+    path: Path,
+    runtime: Runtime,
+    *,
+    precision: Precision = "fp32",
+    calibration: Sequence[Tensor] | None = None,
+) -> Exported:
+    """As `export`; tells the backend's share as well.
+
+    Raises:
+        ExportError: as `export`.
+    """
     path = Path(path)
     model, samples = contiguous_copy(model), samples.contiguous()
     expected = eager_outputs(model, samples)
+    with _aside(path, runtime) as aside:
+        delegation = runtime.export(model, (samples[:1],), aside, precision, calibration=calibration)
+        actual = runtime.predict(aside, samples.numpy())
+        try:
+            agreement = compare(expected, actual)
+            admitted = LIMITS[precision].admits(agreement, float(np.abs(expected).max()))
+            fault = None if admitted else f"{path.name} computes something else than the model: {agreement}"
+        except ExportError as error:
+            fault = f"{path.name}: {error}"
+        if fault is not None:
+            raise ExportError(f"{fault}; {difference(model, samples, runtime, precision, calibration)}")
+    return Exported(agreement, delegation)
+
+
+def export_unchecked(
+    model: nn.Module,
+    samples: Tensor,
+    path: Path,
+    runtime: Runtime,
+    *,
+    precision: Precision = "fp32",
+    calibration: Sequence[Tensor] | None = None,
+) -> Delegation | None:
+    """Write a file that nothing on this machine can run: what it computes is not known.
+
+    Raises:
+        ExportError: it cannot be written.
+    """
+    with _aside(Path(path), runtime) as aside:
+        inputs = (samples[:1].contiguous(),)
+        return runtime.export(contiguous_copy(model), inputs, aside, precision, calibration=calibration)
+
+
+@contextmanager
+def _aside(path: Path, runtime: Runtime) -> Iterator[Path]:
+    """A name beside `path` that becomes it when the block ends well, and is removed otherwise."""
     aside = path.with_name(f".{path.stem}.part{runtime.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        runtime.export(model, (samples[:1],), aside, precision, calibration=calibration)
-        agreement = compare(expected, runtime.predict(aside, samples.numpy()))
-        if not LIMITS[precision].admits(agreement, float(np.abs(expected).max())):
-            raise ExportError(
-                f"{path.name} computes something else than the model: SQNR {agreement.sqnr_db:.1f} dB, largest "
-                f"error {agreement.max_abs_error:.3g}, {100 * agreement.top1_agreement:.1f} % equal top-1; "
-                f"{difference(model, samples, runtime, precision, calibration)}"
-            )
+        yield aside
         _remove(path)
         aside.replace(path)
     except OSError as error:
         raise ExportError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         _remove(aside)
-    return agreement
+
+
+def check_accuracy(path: Path, *, own: float, model: float, precision: Precision) -> None:
+    """Remove a file whose own top-1 is further below its model's, on the same images, than `LIMITS` allows.
+
+    Raises:
+        ExportError: it is.
+    """
+    if model - own > LIMITS[precision].accuracy_drop:
+        _remove(path)
+        raise ExportError(
+            f"{path.name} is right on {100 * own:.1f} % of the validation images, its model on "
+            f"{100 * model:.1f} %: {precision} costs this network too much, choose another precision"
+        )
 
 
 @torch.no_grad()
@@ -118,23 +156,6 @@ def eager_outputs(model: nn.Module, samples: Tensor) -> Array:
         raise ExportError(f"the model returns a {type(output).__name__}: wrap it to return one tensor")
     result: Array = output.float().numpy()
     return result
-
-
-def compare(expected: Array, actual: Array) -> Agreement:
-    """Agreement of two (N, ..., classes) outputs.
-
-    Raises:
-        ExportError: their shapes differ, or the file gives something that is not a number.
-    """
-    if expected.shape != actual.shape:
-        raise ExportError(f"the file returns shape {actual.shape}, the model {expected.shape}")
-    if not np.isfinite(actual).all():
-        raise ExportError("the file returns NaN or infinity on real samples")
-    error = actual.astype(np.float64) - expected
-    noise, signal = float(np.square(error).sum()), float(np.square(expected, dtype=np.float64).sum())
-    sqnr_db = _LARGEST_SQNR_DB if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise)
-    same = float((expected.argmax(-1) == actual.argmax(-1)).mean())
-    return Agreement(float(np.abs(error).max()), min(sqnr_db, _LARGEST_SQNR_DB), same)
 
 
 class _Intermediates(nn.Module):
@@ -197,9 +218,9 @@ def difference(
     except ExportError as error:
         return f"the layer is unknown (they cannot be exported one by one: {error})"
     if precision in ("fp32", "fp16"):
-        below = (name for name, sqnr_db in layers if sqnr_db < LIMITS[precision].sqnr_db)
+        below = (name for name, db in layers if db < LIMITS[precision].sqnr_db)
         return f"first layer that differs: {next(below, 'none alone, they agree one by one')}"
-    held = [(name, min(sqnr_db, _EIGHT_BITS_DB)) for name, sqnr_db in layers]
+    held = [(name, min(max(db, -_EIGHT_BITS_DB), _EIGHT_BITS_DB)) for name, db in layers]
     _, name, before, after = max(
         (before - after, name, before, after) for (_, before), (name, after) in pairwise(held)
     )
@@ -221,10 +242,10 @@ def _sqnr_by_layer(
         path = Path(folder) / f"layers{runtime.suffix}"
         runtime.export(probe, (samples[:1],), path, precision, calibration=calibration)
         actual = runtime.predict(path, samples.numpy())
-    layers, start = [("the input", _LARGEST_SQNR_DB)], 0
+    layers, start = [("the input", math.inf)], 0
     for name, size in zip(probe.names, probe.sizes, strict=True):
         part = slice(start, start + size)
-        layers.append((name, compare(expected[:, part], actual[:, part]).sqnr_db))
+        layers.append((name, sqnr_db(expected[:, part], actual[:, part])))
         start += size
     return layers
 

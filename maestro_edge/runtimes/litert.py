@@ -5,15 +5,18 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from torch import Tensor, nn
 
 from maestro_edge.devices import Device
 from maestro_edge.errors import DeviceError, ExportError, MissingExtra
-from maestro_edge.runtimes.conversion import calibration_inputs, contiguous_copy, export_error
+from maestro_edge.runtimes.conversion import calibration_inputs, contiguous_copy, export_error, refuse_precision
+from maestro_edge.runtimes.delegation import of_tflite
 from maestro_edge.runtimes.elastic_litert import Product, overlap_buffers
 from maestro_edge.runtimes.jobs import version_on
 from maestro_edge.runtimes.norms import fold_norms, parameter
+from maestro_edge.runtimes.pools import pad_before_pools
 from maestro_edge.runtimes.probe import probe_module
 from maestro_edge.runtimes.protocol import (
     Array,
@@ -30,9 +33,11 @@ from maestro_edge.runtimes.protocol import (
 )
 from maestro_edge.runtimes.silence import silence
 from maestro_edge.runtimes.tflite import weight_shapes, write_layer
-from maestro_edge.values import Alone, LayerSpec, Precision, Rank, Timing, write_atomically
+from maestro_edge.values import Alone, Delegation, LayerSpec, Precision, Rank, Timing, write_atomically
 
 __all__ = ["LiteRT"]
+
+_PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "fp16", "int8-dynamic", "int8-static")
 
 
 class LiteRT:
@@ -61,7 +66,8 @@ class LiteRT:
         precision: Precision = "fp32",
         *,
         calibration: Sequence[Tensor] | None = None,
-    ) -> None:
+    ) -> Delegation:
+        refuse_precision("LiteRT", precision, _PRECISIONS)
         samples = calibration_inputs(inputs, calibration) if precision == "int8-static" else []
         with silence(), tempfile.TemporaryDirectory() as folder:
             try:
@@ -70,7 +76,8 @@ class LiteRT:
                 raise MissingExtra("litert-torch", "litert") from error
             whole = Path(folder) / "model.tflite"
             try:
-                litert_torch.convert(contiguous_copy(model), inputs).export(str(whole))
+                module = pad_before_pools(contiguous_copy(model), inputs)
+                litert_torch.convert(module, inputs).export(str(whole))
                 content = whole.read_bytes()
                 if precision == "fp16":
                     content = _halved(content)
@@ -78,7 +85,9 @@ class LiteRT:
                     content = _quantized(content, samples)
             except Exception as error:
                 raise export_error("LiteRT", path, error) from error
+            delegation = of_tflite(content)
         write_atomically(path, content)
+        return delegation
 
     def export_entries(self, models: Mapping[str, nn.Module], inputs: tuple[Tensor, ...], path: Path) -> None:
         """A signature for each model; inputs and outputs are called as in a file of one."""
@@ -140,6 +149,7 @@ class LiteRT:
 
     def write_probe(self, spec: LayerSpec, rank: Rank, path: Path, precision: Precision = "fp32") -> None:
         """0.6 ms a probe where the converter takes 1.5 s and more."""
+        refuse_precision("LiteRT", precision, _PRECISIONS)
         if spec.kind == "embedding" and precision == "int8-dynamic":
             self.export(*probe_module(spec, rank), path, precision)
         else:

@@ -40,19 +40,19 @@ def evaluate(path: Path, inputs: Mapping[str, Tensor] | Tensor) -> list[Tensor]:
 
 
 class Program:
-    """A saved ML program with its weights in memory, to be called any number of times.
+    """A function of a saved ML program with its weights in memory, to be called any number of times.
 
     Raises:
-        ExportError: the package cannot be read, or uses an op that is not known here.
+        ExportError: the package cannot be read, has no such function, or uses an op that is not known here.
         MissingExtra: coremltools is not installed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, function: str = "main") -> None:
         self.file = Path(path).name
-        function, self._constants = _read(Path(path))
-        self._inputs: dict[str, Any] = function.inputs
-        self._outputs: list[Any] = function.outputs
-        self._operations = [each for each in function.operations if not _is_constant(each.op_type)]
+        block, self._constants = _read(Path(path), function)
+        self._inputs: dict[str, Any] = block.inputs
+        self._outputs: list[Any] = block.outputs
+        self._operations = [each for each in block.operations if not _is_constant(each.op_type)]
 
     def __call__(self, inputs: Mapping[str, Tensor] | Tensor) -> list[Tensor]:
         """Evaluate on inputs by name, or on the only input.
@@ -361,8 +361,8 @@ def _constants(operations: Iterable[Any]) -> dict[Any, Tensor]:
     return constants
 
 
-def _read(path: Path) -> tuple[Any, dict[Any, Tensor]]:
-    """The main function of a package in coremltools' own MIL, and its constants."""
+def _read(path: Path, name: str) -> tuple[Any, dict[Any, Tensor]]:
+    """A function of a package in coremltools' own MIL, and its constants."""
     with quiet_coremltools() as coremltools:
         from coremltools.converters.mil.frontend.milproto import load
 
@@ -372,7 +372,9 @@ def _read(path: Path) -> tuple[Any, dict[Any, Tensor]]:
             _refuse_unknown_ops(path, spec)
             # coremltools reads weights through mmap: a file that ends early raises here, not later
             program = load.load(spec, spec.specificationVersion, package.weights_dir)
-            function = program.functions["main"]
+            if name not in program.functions:
+                raise ExportError(f"{path}: has no function {name!r}, but {', '.join(program.functions)}")
+            function = program.functions[name]
             return function, _constants(function.operations)
         except ExportError:
             raise

@@ -5,14 +5,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from maestro_edge.devices import Device
 from maestro_edge.errors import DeviceError, ExportError, MissingExtra
-from maestro_edge.runtimes.conversion import calibration_inputs, contiguous_copy, export_error
+from maestro_edge.runtimes.conversion import calibration_inputs, contiguous_copy, export_error, refuse_precision
 from maestro_edge.runtimes.jobs import version_on
 from maestro_edge.runtimes.onnx_graph import (
     INPUT,
@@ -42,6 +42,8 @@ from maestro_edge.runtimes.silence import silence
 from maestro_edge.values import Alone, LayerSpec, Precision, Rank, Timing, write_atomically
 
 __all__ = ["ONNX"]
+
+_PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "fp16", "int8-dynamic", "int8-static")
 
 
 class ONNX:
@@ -81,6 +83,7 @@ class ONNX:
         calibration: Sequence[Tensor] | None = None,
     ) -> None:
         """The input is named "input", several "input_0", "input_1", ..., the output "output"."""
+        refuse_precision("ONNX Runtime", precision, _PRECISIONS)
         samples = calibration_inputs(inputs, calibration) if precision == "int8-static" else []
         with silence():
             load_onnx()
@@ -140,6 +143,7 @@ class ONNX:
 
     def write_probe(self, spec: LayerSpec, rank: Rank, path: Path, precision: Precision = "fp32") -> None:
         """Written without the exporter, which would take seconds."""
+        refuse_precision("ONNX Runtime", precision, _PRECISIONS)
         samples = list(probe_module(spec, rank)[1]) if precision == "int8-static" else []
         with silence():
             content = _in_precision(write_layer(spec, rank), precision, samples)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from maestro_edge.devices import Device, LocalDevice
 from maestro_edge.errors import DeviceError, MissingExtra
 from maestro_edge.runtimes.jobs import push_all, run_job
-from maestro_edge.values import Alone, DeviceFacts, LayerSpec, Precision, Rank, Timing, Value
+from maestro_edge.values import Alone, Delegation, DeviceFacts, LayerSpec, Precision, Rank, Timing, Value
 
 __all__ = [
     "Array",
@@ -119,8 +119,10 @@ class Runtime(Protocol):
         precision: Precision = "fp32",
         *,
         calibration: Sequence[Tensor] | None = None,
-    ) -> None:
+    ) -> Delegation | None:
         """Write `model` (stock layers, eval mode) for example `inputs` to `path`, whole or not at all.
+
+        Returns what the accelerated backend takes of the graph; None where that is not told.
 
         `calibration` is batches of inputs, (N, C, H, W) or (N, ...) ids, whose ranges int8-static takes over.
 
