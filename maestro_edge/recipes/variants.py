@@ -182,7 +182,7 @@ def export_variant(
     gauge = () if plan is None else plan.gauge
     model = run.dense if plan is None else run.variant(ranks, gauge=gauge)
     made = _write(run, model, path, runtime, precision, layout)
-    variant = _described(run, runtime, item, model, path, made, layout)
+    variant = _described(run, runtime, item, model, path, made, layout, name=name)
     ExportRecord(key=key, variant=variant).save(record)
     return variant.model_copy(update=_promised(runtime, item))
 
@@ -215,7 +215,17 @@ def export_entries(
             given, images_as(layout, _gate_images(run)), path, runtime, precision=precision
         )
         made = [
-            _described(run, runtime, item, models[entry], path, agreements[entry]._asdict(), layout, entry=entry)
+            _described(
+                run,
+                runtime,
+                item,
+                models[entry],
+                path,
+                agreements[entry]._asdict(),
+                layout,
+                name=variant_name(runtime.name, precision, item.tag),
+                entry=entry,
+            )
             for item, entry in zip(plans, models, strict=True)
         ]
         for record, variant in zip(records, made, strict=True):
@@ -233,6 +243,7 @@ def _described(
     made: Mapping[str, Any],
     layout: Layout,
     *,
+    name: str,
     entry: str | None = None,
 ) -> Variant:
     """What was exported, with its accuracy; `made` is what its gate found."""
@@ -241,7 +252,7 @@ def _described(
     ranks: Mapping[str, Rank] = {} if plan is None else plan.ranks
     gauge = () if plan is None else plan.gauge
     return Variant(
-        name=variant_name(runtime.name, precision, DENSE if plan is None else plan.tag),
+        name=name,
         runtime=runtime.name,
         runtime_version=runtime.version,
         precision=precision,
