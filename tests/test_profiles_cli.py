@@ -22,7 +22,7 @@ Change = Callable[[dict[str, Any]], object]
 
 
 def profiles(*argv: str | Path, capfd: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """Exit code, output and error: cli.py prints to the file descriptor itself."""
+    """Exit code, output and error: the command line prints to the file descriptor itself."""
     done = CliRunner().invoke(app, ["profiles", *map(str, argv)])
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     return done.exit_code, capfd.readouterr().out, done.stderr

@@ -1,4 +1,4 @@
-"""`maestro-edge profiles`: what to print of latency tables; cli.py prints it."""
+"""`maestro-edge profiles`: what is to be printed of latency tables; measuring.py makes commands of it."""
 
 from __future__ import annotations
 

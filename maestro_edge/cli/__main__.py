@@ -1,0 +1,5 @@
+"""`python -m maestro_edge.cli`."""
+
+from maestro_edge.cli import main
+
+main()
