@@ -307,8 +307,11 @@ def test_the_plain_start_is_the_balanced_svd(outputs: int, inputs: int, seed: in
 
     same(layer.u.norm(dim=1), scale.sqrt())
     same(layer.v.norm(dim=1), scale.sqrt())
+    below = [*scale[1:].tolist(), 0.0]
     for rank in range(1, layer.rank + 1):
-        same(layer.merged(rank), left[:, :rank] * scale[:rank] @ right[:rank])
+        # Of two singular values that are almost equal, either vector may come first.
+        if scale[rank - 1] - below[rank - 1] > 0.01 * scale[0] or rank == layer.rank:
+            same(layer.merged(rank), left[:, :rank] * scale[:rank] @ right[:rank])
 
 
 # --- cut --------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def test_the_python_version_runs_in_eight_lines(tmp_path: Path, capsys: pytest.C
 
     exec(compile(code.replace("epochs=6", "epochs=1"), "README.md", "exec"), names)
 
-    assert "sqnr_db" in capsys.readouterr().out
+    assert "SQNR" in capsys.readouterr().out
     assert (tmp_path / "small.tflite").exists()
     assert isinstance(names["plan"], me.RankPlan)
     with torch.no_grad():

@@ -477,6 +477,7 @@ def test_plans_in_one_file_are_measured_and_planned_again_there(exported: Planne
     assert sorted(path.name for path in folder.iterdir()) == [
         dense.file,
         "fake-elastic.fake",
+        "labels.txt",
         "manifest.json",
     ]
 
