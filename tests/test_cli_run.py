@@ -260,7 +260,7 @@ def test_names_that_do_not_exist_are_one_line(run: Path) -> None:
     for argv, word in (
         (("export", "nowhere"), "not a run folder"),
         (("profile", "runs/demo", "--device", "usb:1"), "no device 'usb:1'"),
-        (("profile", "runs/demo", "--runtime", "onnx"), "no runtime 'onnx'"),
+        (("profile", "runs/demo", "--runtime", "tensorrt"), "no runtime 'tensorrt'"),
         (("data", "imagenet"), "imagenet"),
         (("data", "mnist:nowhere"), "nowhere"),
         (("order", "no.such:model"), "no.such:model"),
