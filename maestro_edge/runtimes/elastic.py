@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from maestro_edge.errors import ExportError
 from maestro_edge.runtimes.agreement import LIMITS, Agreement, compare
 from maestro_edge.runtimes.conversion import contiguous_copy
-from maestro_edge.runtimes.gate import eager_outputs
+from maestro_edge.runtimes.gate import eager_outputs, written_aside
 from maestro_edge.runtimes.jobs import with_entry
 from maestro_edge.runtimes.protocol import Runtime
 from maestro_edge.values import Precision
@@ -63,17 +63,9 @@ def export_elastic(
     path = Path(path)
     elastic = _able(runtime, models, precision)
     samples = samples.contiguous()
-    aside = path.with_name(f".{path.stem}.part{runtime.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(path, runtime) as aside:
         elastic.export_entries(models, (samples[:1],), aside)
-        found = {name: _gated(elastic, aside, name, model, samples, path.name) for name, model in models.items()}
-        aside.replace(path)
-    except OSError as error:
-        raise ExportError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        aside.unlink(missing_ok=True)
-    return found
+        return {name: _gated(elastic, aside, name, model, samples, path.name) for name, model in models.items()}
 
 
 def _able(runtime: Runtime, models: Mapping[str, nn.Module], precision: Precision) -> ElasticRuntime:

@@ -31,6 +31,7 @@ __all__ = [
     "export_counted",
     "export_unchecked",
     "size_bytes",
+    "written_aside",
 ]
 
 _EIGHT_BITS_DB = 50.0
@@ -82,7 +83,7 @@ def export_counted(
     path = Path(path)
     model, samples = contiguous_copy(model), samples.contiguous()
     expected = eager_outputs(model, samples)
-    with _aside(path, runtime) as aside:
+    with written_aside(path, runtime) as aside:
         delegation = runtime.export(model, (samples[:1],), aside, precision, calibration=calibration)
         actual = runtime.predict(aside, samples.numpy())
         try:
@@ -110,13 +111,13 @@ def export_unchecked(
     Raises:
         ExportError: it cannot be written.
     """
-    with _aside(Path(path), runtime) as aside:
+    with written_aside(Path(path), runtime) as aside:
         inputs = (samples[:1].contiguous(),)
         return runtime.export(contiguous_copy(model), inputs, aside, precision, calibration=calibration)
 
 
 @contextmanager
-def _aside(path: Path, runtime: Runtime) -> Iterator[Path]:
+def written_aside(path: Path, runtime: Runtime) -> Iterator[Path]:
     """A name beside `path` that becomes it when the block ends well, and is removed otherwise."""
     aside = path.with_name(f".{path.stem}.part{runtime.suffix}")
     try:

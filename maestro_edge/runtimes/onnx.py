@@ -184,7 +184,7 @@ def _quantized(content: bytes, samples: Sequence[Tensor]) -> bytes:
     """The graph in int8, static with the ranges of `samples`, dynamic without any; its ends stay floats.
 
     Weights have one scale a channel. x86 processors without VNNI add pairs of products in 16 bits, which eight-bit
-    weights overflow: an encoder was left 10 dB, with seven bits 31 dB.
+    weights overflow.
     """
     try:
         from onnxruntime import quantization
