@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,7 +22,24 @@ __all__ = [
     "images_as",
     "model_for",
     "refuse_precision",
+    "uncollected",
 ]
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Suspend Python's cycle collector, which walks a converter's growing graphs over and over.
+
+    ExecuTorch spends nearly half of an export in it, for 5 % less memory at the peak. What the block leaves is
+    young still, and goes with the first collection after it.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def contiguous_copy(model: nn.Module) -> nn.Module:

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from maestro_edge.devices import Device
 from maestro_edge.errors import DeviceError, ExportError, MissingExtra
-from maestro_edge.runtimes.conversion import calibration_inputs, contiguous_copy, export_error, refuse_precision
+from maestro_edge.runtimes.conversion import (
+    calibration_inputs,
+    contiguous_copy,
+    export_error,
+    refuse_precision,
+    uncollected,
+)
 from maestro_edge.runtimes.delegation import of_edge_program
 from maestro_edge.runtimes.elastic_executorch import overlap_segments, transpose_linears
 from maestro_edge.runtimes.gate import digest
@@ -108,7 +114,7 @@ class ExecuTorch:
         title = _TITLES[self.backend]
         refuse_precision(f"ExecuTorch with {title}", precision, _PRECISIONS[self.backend])
         samples = calibration_inputs(inputs, calibration) if precision == "int8-static" else []
-        with silence():
+        with silence(), uncollected():
             try:
                 from executorch.exir import to_edge_transform_and_lower
 
@@ -130,7 +136,7 @@ class ExecuTorch:
     def export_entries(self, models: Mapping[str, nn.Module], inputs: tuple[Tensor, ...], path: Path) -> None:
         """A method for each model."""
         self._require_xnnpack()
-        with silence():
+        with silence(), uncollected():
             try:
                 from executorch.exir import to_edge_transform_and_lower
 
