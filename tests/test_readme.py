@@ -101,12 +101,13 @@ def test_every_command_and_option_of_the_readme_exists() -> None:
 
 
 def test_the_make_targets_exist() -> None:
-    """Those that the README names, and CI runs exactly `make test`."""
+    """Those that the README names, and CI begins with its test command."""
     makefile = (ROOT / "Makefile").read_text()
 
     for target in ("demo", "test", "test-devices", "test-apps"):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE) and f"make {target}" in README
-    assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("make test")
+    steps = re.findall(r"^make (\S+)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert steps == ["test", "test-devices"]
 
 
 def test_the_workflow_runs_every_test_target() -> None:
