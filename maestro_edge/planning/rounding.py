@@ -49,10 +49,22 @@ def _in_int8(layer: Ordered, x: Tensor) -> Tensor:
     stock = layer.fold(layer.used) if folded else layer.thin(layer.used)
     for part in (stock,) if folded else stock.children():
         assert isinstance(part.weight, Tensor)
-        linear = isinstance(part, nn.Linear)
-        part.weight.data = round_weights(part.weight.detach(), by_channel=not linear)
-        x = part(round_activations(x, by_row=linear))
+        by_channel = not isinstance(part, nn.Linear)
+        part.weight.data = round_weights(part.weight.detach(), by_channel=by_channel)
+        x = part(round_activations(x, over=_sharing(part, x)))
     return x
+
+
+def _sharing(part: nn.Module, x: Tensor) -> tuple[int, ...]:
+    """The dimensions of the input over which XNNPACK takes one range of values.
+
+    Those of an image for a convolution, of a row for a linear layer; a 1 x 1 convolution without a stride is a
+    linear layer of its pixels.
+    """
+    if not isinstance(part, nn.Conv1d | nn.Conv2d):
+        return (-1,)
+    pixels = {*part.kernel_size, *part.stride} == {1}
+    return (1,) if pixels else tuple(range(1, x.dim()))
 
 
 def round_weights(weight: Tensor, *, by_channel: bool) -> Tensor:
@@ -65,10 +77,8 @@ def round_weights(weight: Tensor, *, by_channel: bool) -> Tensor:
     return (weight / step).round() * step
 
 
-def round_activations(x: Tensor, *, by_row: bool) -> Tensor:
-    """The activations (N, ...) in 256 steps from the least to the largest, zero among them: XNNPACK takes these of
-    each row, (..., n), for a linear layer, and of each image for a convolution."""
-    over = (-1,) if by_row else tuple(range(1, x.dim()))
+def round_activations(x: Tensor, *, over: tuple[int, ...]) -> Tensor:
+    """The activations in 256 steps from the least to the largest `over` some dimensions, zero among them."""
     low, high = x.amin(over, keepdim=True).clamp_max(0), x.amax(over, keepdim=True).clamp_min(0)
     step = ((high - low) / 255).clamp_min(torch.finfo(x.dtype).tiny)
     zero = (-128 - low / step).round()
