@@ -39,6 +39,7 @@ from maestro_edge.values import (
     LayerSpec,
     Manifest,
     Precision,
+    Quantity,
     Rank,
     RankPlan,
     Sensitivity,
@@ -193,13 +194,15 @@ def test_rounding_keeps_what_int8_keeps() -> None:
     largest = weight.abs().amax((1, 2, 3), keepdim=True)
     assert (by_channel - weight).abs().le(largest / 254 + 1e-6).all()
     assert (in_all - weight).abs().max() <= largest.max() / 254 + 1e-6
-    assert len(in_all.unique()) <= 255 and (by_channel[2] == 0).all()
+    assert len(set(in_all.flatten().tolist())) <= 255 and (by_channel[2] == 0).all()
     scaled = weight * torch.tensor([1.0, 9, 1, 0.1, 1, 1]).reshape(-1, 1, 1, 1)
     assert torch.allclose(
         round_weights(scaled, by_channel=True), by_channel * scaled / weight.where(weight != 0, 1)
     )
     step = (x.amax(1).clamp_min(0) - x.amin(1).clamp_max(0)) / 255
-    assert ((by_row - x).abs() <= step[:, None] * 1.01).all() and all(len(row.unique()) <= 256 for row in by_row)
+    assert ((by_row - x).abs() <= step[:, None] * 1.01).all() and all(
+        len(set(row.tolist())) <= 256 for row in by_row
+    )
     assert (round_activations(torch.zeros(2, 3), over=(0, 1)) == 0).all()
 
 
@@ -222,7 +225,7 @@ def test_the_emulation_is_what_xnnpack_computes(layer: nn.Module, shape: tuple[i
     weight, bias = weights_of(path)
     assert isinstance(layer.weight, Tensor)
     layer.weight.copy_(weight)
-    layer.bias.copy_(bias)  # type: ignore[operator,union-attr]
+    layer.bias.copy_(bias)  # type: ignore[operator]
     model = order(nn.Sequential(layer).eval(), where=every)
 
     with rounding(model) as rounded, rounded.of(["0"]):
@@ -291,7 +294,8 @@ def losses(*, int8_rise: float) -> Sensitivity:
     found = losses_of(
         network, {layer.name: {rank: 1 - rank / 128 for rank in (16, 32, 48, 64)} for layer in network.ordered}
     )
-    rises: dict[Rank, float] = {DENSE: 0.0} | {rank: cut.loss_increase for rank, cut in found.options["0"].items()}
+    rises: dict[Rank, float] = {DENSE: 0.0}
+    rises.update((rank, cut.loss_increase) for rank, cut in found.options["0"].items())
     int8 = {
         layer.name: {
             rank: Cut(loss_increase=rise + int8_rise, loss_se=0, top1_drop=0, top1_se=0, n=8)
@@ -328,7 +332,8 @@ def test_bytes_of_int8_count_for_a_quarter(table: LatencyTable) -> None:
     spec = trace(mlp(), X).ordered[0].spec
     network = trace(mlp(), X)
 
-    of = {name: account(name, network, table).of_layer for name in ("size_bytes", "params", "macs")}  # type: ignore[arg-type]
+    quantities: tuple[Quantity, ...] = ("size_bytes", "params", "macs")
+    of = {each: account(each, network, table).of_layer for each in quantities}
 
     assert of["size_bytes"](spec.quantised, DENSE) == of["size_bytes"](spec, DENSE) / 4
     assert of["params"](spec.quantised, 16) == of["params"](spec, 16)
@@ -352,6 +357,16 @@ def test_what_cannot_be_mixed_says_so(table: LatencyTable, tmp_path: Path) -> No
         export_elastic({"r16": model}, samples, tmp_path / "x", load("litert"), precision="mixed")
     with pytest.raises(ExportError, match="no linear layer or convolution '1' to be in int8"):
         mark(model, ["1"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mixed_file_that_computes_something_else_is_refused(tmp_path: Path) -> None:
+    """The layer across which most is lost is looked for in a mixed file, too."""
+    runtime = Mixing(wrong=1e3)
+
+    with pytest.raises(ExportError, match=r"most is lost in layer \w+"):
+        export(cut(mlp(), {}), torch.randn(4, 128), tmp_path / "x.fake", runtime, precision="mixed", int8=["0"])
+
     assert list(tmp_path.iterdir()) == []
 
 
@@ -387,7 +402,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Tenso
     """An ordered network, samples, its LiteRT file with a pair and one of two like-named Linears in int8."""
     torch.manual_seed(0)
     dense, samples = Small(), torch.randn(16, 1, 8, 8)
-    dense.norm.running_var.uniform_(0.2, 3)  # type: ignore[operator]
+    assert dense.norm.running_var is not None
+    dense.norm.running_var.uniform_(0.2, 3)
     model, path = order(dense.eval(), where=every), tmp_path_factory.mktemp("mixed") / "net.tflite"
     stock = cut(model, RANKS).eval()
     return model, samples, path, export(stock, samples, path, load("litert"), precision="mixed", int8=INT8)
@@ -403,7 +419,7 @@ def test_a_mixed_file_has_the_chosen_layers_in_int8(exported: tuple[nn.Module, T
     assert [scales(weight) for weight in weights if len(weight.shape) == 4] == [16, 48]
     assert rounded == ["CONV_2D", "CONV_2D", "FULLY_CONNECTED"]
     (weight,) = [weight for weight in weights if len(weight.shape) == 2 and scales(weight)]
-    own = model.get_submodule("right.0").weight.detach().abs().max() / 127  # type: ignore[operator,union-attr]
+    own = model.get_submodule("right.0").weight.detach().abs().max() / 127  # type: ignore[operator]
     assert weight.quantization.scale[0] == pytest.approx(float(own), rel=1e-4)
 
 
