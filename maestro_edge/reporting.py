@@ -312,8 +312,8 @@ def _draw_cell(axes: Axes, x: int, y: int, layer: LayerPlan, *, light: bool) -> 
     if layer.rank == DENSE:
         axes.bar(x + 0.5, 1, width=1, bottom=y, fill=False, edgecolor="white", hatch="///", lw=1, zorder=2)
         behind = {"facecolor": "#08306B", "edgecolor": "none", "pad": 1.5}
-    colour = "black" if light else "white"
-    axes.text(x + 0.5, y + 0.5, str(layer.rank), ha="center", va="center", color=colour, size=10, bbox=behind)
+    colour, told = "black" if light else "white", f"{layer.rank}{' int8' if layer.spec.int8 else ''}"
+    axes.text(x + 0.5, y + 0.5, told, ha="center", va="center", color=colour, size=10, bbox=behind)
 
 
 @_style()

@@ -44,7 +44,11 @@ def _heat(facts: DeviceFacts) -> str:
 
 
 def plan_table(plan: RankPlan) -> Table:
-    """Rank, params, MACs, kB and ms of every layer, and the totals beside the dense network."""
+    """Rank, params, MACs, kB and ms of every layer, and the totals beside the dense network.
+
+    A mixed plan has the precision of every layer, too.
+    """
+    mixed = plan.precision == "mixed"
     promises = ", ".join(
         f"budget {promise.budget}, predicted {promise.budget.say(promise.predicted)}" for promise in plan.promises
     )
@@ -52,29 +56,30 @@ def plan_table(plan: RankPlan) -> Table:
     table = Table(
         "layer", "shape", title=title, title_justify="left", caption=_losses(plan), caption_justify="left"
     )
-    for heading in ("rank", "params", "MACs", "kB", "ms", "dense ms"):
+    for heading in ("rank", *(("precision",) if mixed else ()), "params", "MACs", "kB", "ms", "dense ms"):
         table.add_column(heading, justify="right")
     for layer in plan.layers:
         spec, rank = layer.spec, layer.rank
         numbers = (spec.params(rank), spec.macs(rank), round(spec.size_bytes(rank) / 1000))
         table.add_row(
             layer.name,
-            str(spec),
+            str(spec.model_copy(update={"int8": False})),
             str(rank),
+            *(("int8-dynamic" if spec.int8 else "fp32",) if mixed else ()),
             *(f"{number:,}" for number in numbers),
             f"{layer.ms:.3f}",
             f"{layer.dense_ms:.3f}",
         )
     table.add_section()
+    outside = ("", "", *(("fp32",) if mixed else ()))
     table.add_row(
-        "outside", "", "", f"{plan.other_params:,}", f"{plan.other_macs:,}", "", f"{plan.other_ms:.3f}", ""
+        "outside", *outside, f"{plan.other_params:,}", f"{plan.other_macs:,}", "", f"{plan.other_ms:.3f}", ""
     )
     for name, dense in (("total", False), ("dense network", True)):
         totals = plan.totals(dense=dense)
         table.add_row(
             name,
-            "",
-            "",
+            *("" for _ in outside),
             f"{totals.params:,}",
             f"{totals.macs:,}",
             f"{round(totals.size_bytes / 1000):,}",

@@ -77,11 +77,12 @@ NOT_TOLD: Final = "not told"
 """What stands where an imported file says nothing, and a text has to stand."""
 
 Rank = PositiveInt | Literal["dense"]
-Precision = Literal["fp32", "fp16", "int8-dynamic", "int8-static", "palettised-6bit", "int4-weights"]
+Precision = Literal["fp32", "fp16", "int8-dynamic", "int8-static", "mixed", "palettised-6bit", "int4-weights"]
 """Of weights and arithmetic; a file's inputs and outputs are floats in all. In fp16 the weights are halves, and
 the arithmetic too where the device has it. In int8-dynamic activations get their scales while the network runs, in
-int8-static from samples when it is exported. The last two are of weights alone, on Core ML: each layer's are one
-of 64 floats, or 4 bits with a scale for every 32."""
+int8-static from samples when it is exported. In mixed a plan says which layers are in int8-dynamic; all else is in
+fp32. The last two are of weights alone, on Core ML: each layer's are one of 64 floats, or 4 bits with a scale for
+every 32."""
 
 Layout = Literal["NCHW", "NHWC"]
 """Of the images that a file is fed: one channel after the other, or the channels of each pixel together."""
@@ -187,6 +188,7 @@ class LayerSpec(Value):
     (tokens,), for linear and embedding. A conv1d uses the first of each pair; an embedding has as many
     `in_channels` as tokens in its vocabulary. `factors` tells a k x k and a 1 x 1 convolution ("channel") from a
     k x 1 and a 1 x k one ("spatial"), and from two side by side whose first leaves r of the outputs ("gauge").
+    `int8` tells a layer of a mixed network that is in int8-dynamic from those in fp32.
     """
 
     kind: Literal["linear", "conv2d", "conv1d", "embedding"]
@@ -202,11 +204,16 @@ class LayerSpec(Value):
     input_size: tuple[PositiveInt, ...] = ()
     batch: PositiveInt = 1
     factors: Literal["channel", "spatial", "gauge"] = "channel"
+    int8: bool = False
 
     @model_validator(mode="after")
     def _has_factors(self) -> Self:
         if self.factors == "gauge" and not self.has_gauge:
             raise ValueError("only a linear layer, and a convolution of one group, has a gauge form")
+        if self.int8 and not self.has_int8:
+            raise ValueError(
+                "only a linear layer, and a convolution of one group, is in int8, and in no gauge form"
+            )
         return self
 
     @property
@@ -222,6 +229,31 @@ class LayerSpec(Value):
             ValidationError: it has none.
         """
         return LayerSpec.model_validate(self.model_dump() | {"factors": "gauge"})
+
+    @property
+    def has_int8(self) -> bool:
+        """Whether it may be in int8 in a mixed network.
+
+        XNNPACK has no dynamic kernel for depthwise convolutions, of which one of a single channel is one; an
+        embedding computes nothing.
+        """
+        depthwise = self.kind != "linear" and self.in_channels == self.groups
+        return self.kind != "embedding" and self.groups == 1 and not depthwise and self.factors != "gauge"
+
+    @property
+    def quantised(self) -> LayerSpec:
+        """The same layer in int8-dynamic: a mixed table's rows of it are those of this spec.
+
+        Raises:
+            ValidationError: it is none that may be.
+        """
+        return LayerSpec.model_validate(self.model_dump() | {"int8": True})
+
+    @property
+    def plain(self) -> LayerSpec:
+        """The layer that this is a form of: no gauge form, in the precision of the others."""
+        factors = "channel" if self.factors == "gauge" else self.factors
+        return self.model_copy(update={"factors": factors, "int8": False})
 
     @property
     def fan_in(self) -> int:
@@ -298,6 +330,7 @@ class LayerSpec(Value):
                 "activation": "none" if alike else self.activation,
                 "input_size": first.output_size,
                 "batch": self.batch,
+                "int8": self.int8,
             }
         )
 
@@ -330,12 +363,12 @@ class LayerSpec(Value):
         )
 
     def size_bytes(self, rank: Rank = DENSE) -> int:
-        """Bytes of the layer's fp32 weights at `rank`."""
-        return 4 * self.params(rank)
+        """Bytes of the layer's weights at `rank`: in fp32, or in int8 where it says so."""
+        return (1 if self.int8 else 4) * self.params(rank)
 
     def __str__(self) -> str:
         size = "x".join(map(str, self.input_size)) or "1"
-        pair = "" if self.factors == "channel" else f" {self.factors}"
+        pair = ("" if self.factors == "channel" else f" {self.factors}") + (" int8" if self.int8 else "")
         if self.kind in ("linear", "embedding"):
             return f"{self.kind} {self.in_channels}→{self.out_channels}{pair} on {size}"
         sizes = len(self.input_size)
@@ -373,9 +406,17 @@ class Network(Value):
         )
         return self.model_copy(update={"layers": tuple(layers)}) if names else self
 
+    def in_int8(self, names: Collection[str]) -> Network:
+        """The same network with these layers in int8."""
+        layers = (
+            layer.model_copy(update={"spec": layer.spec.quantised}) if layer.name in names else layer
+            for layer in self.layers
+        )
+        return self.model_copy(update={"layers": tuple(layers)}) if names else self
+
     @cached_property
     def fingerprint(self) -> str:
-        """Changes when a layer, its shape or its order changes; not with the weights, nor with the gauge form."""
+        """Changes when a layer, its shape or its order changes; not with weights, precision or the gauge form."""
         content = json.dumps([_identity(layer) for layer in self.layers], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
@@ -383,6 +424,12 @@ class Network(Value):
         """Parameters of the whole network at `ranks` (dense where not named), each folded from break-even on."""
         once = {layer.name: layer.spec for layer in self.layers}
         return self.other_params + sum(spec.params(_deployed(name, spec, ranks)) for name, spec in once.items())
+
+    def size_bytes(self, ranks: Mapping[str, Rank]) -> int:
+        """Bytes of the parameters at `ranks`, in fp32 but for layers in int8, each folded from break-even on."""
+        once = {layer.name: layer.spec for layer in self.layers}
+        layers = (spec.size_bytes(_deployed(name, spec, ranks)) for name, spec in once.items())
+        return 4 * self.other_params + sum(layers)
 
     def macs(self, ranks: Mapping[str, Rank]) -> int:
         """Multiply-accumulates of the layers of one forward pass at `ranks`, each folded from break-even on."""
@@ -396,7 +443,7 @@ def _deployed(name: str, spec: LayerSpec, ranks: Mapping[str, Rank]) -> Rank:
 
 
 def _identity(layer: Layer) -> object:
-    content = layer.model_dump(mode="json")
+    content = layer.model_dump(mode="json", exclude={"spec": {"int8"}})
     if layer.spec.factors != "spatial":
         del content["spec"]["factors"]  # tables were calibrated before there was another form
     return content
@@ -548,6 +595,7 @@ class NetworkTiming(Value):
     timing: Timing
     alone: Alone | None = None
     size_bytes: PositiveInt | None = Field(default=None, description="of the exported file")
+    int8: tuple[str, ...] = Field(default=(), description="layers in int8 of a mixed network")
 
 
 class Calibration(Value):
@@ -602,6 +650,8 @@ class LatencyTable(Saved):
         timed = self.source in ("measured", "emulated")
         if timed and ("imported" in methods or self.operators or self.networks):
             raise ValueError(f"a table with imported rows is imported, not {self.source}")
+        if self.precision != "mixed" and any(row.spec.int8 for row in self.rows):
+            raise ValueError(f"a table with rows of layers in int8 beside others is mixed, not {self.precision}")
         return self
 
     @property
@@ -644,6 +694,18 @@ class LatencyTable(Saved):
         if not spec.has_gauge:
             return ()
         return tuple(rank for rank in self.ranks(spec.gauged) if rank != DENSE)
+
+    def int8_ranks(self, spec: LayerSpec) -> tuple[Rank, ...]:
+        """The ranks, dense among them, at which a spec is faster in int8 than in fp32, and than dense in fp32."""
+        if not spec.has_int8:
+            return ()
+        times = {rank: self.row(spec, rank).ms for rank in self.ranks(spec)}
+        dense_ms = times.get(DENSE, math.inf)
+        return tuple(
+            rank
+            for rank in self.ranks(spec.quantised)
+            if 0 < self.row(spec.quantised, rank).ms < min(dense_ms, times.get(rank, math.inf))
+        )
 
     def ranks(self, spec: LayerSpec) -> tuple[Rank, ...]:
         """The ranks measured for a spec, ascending, dense last."""
@@ -778,33 +840,37 @@ class Sensitivity(Saved):
     base_top1: float = Field(ge=0, le=1)
     n: PositiveInt
     options: dict[str, dict[PositiveInt, Cut]] = Field(description="layer → rank → what it costs")
+    int8: dict[str, dict[Rank, Cut]] = Field(
+        default={}, description="layer → rank → what it costs in int8 too, as emulated in PyTorch"
+    )
 
-    def option(self, layer: str, rank: int) -> Cut:
-        """What is known of this layer at this rank.
+    def option(self, layer: str, rank: Rank, *, int8: bool = False) -> Cut:
+        """What is known of this layer at this rank; of a dense one in int8 only.
 
         Raises:
             TableError: it was not evaluated there.
         """
-        try:
-            return self.options[layer][rank]
-        except KeyError:
-            raise TableError(f"no sensitivity of layer {layer!r} at rank {rank}: evaluate it first") from None
+        known: Mapping[Any, Cut] = (self.int8 if int8 else self.options).get(layer, {})
+        if rank not in known:
+            form = f"rank {rank}{' in int8' if int8 else ''}"
+            raise TableError(f"no sensitivity of layer {layer!r} at {form}: evaluate it first")
+        return known[rank]
 
-    def increase(self, layer: str, rank: Rank) -> float:
-        """How much the loss rises above the uncut network's; 0 for dense.
-
-        Raises:
-            TableError: this layer was not evaluated at this rank.
-        """
-        return 0.0 if rank == DENSE else self.option(layer, rank).loss_increase
-
-    def charge(self, layer: str, rank: Rank) -> float:
-        """What a plan counts for the layer at this rank, see Cut; 0 for dense.
+    def increase(self, layer: str, rank: Rank, *, int8: bool = False) -> float:
+        """How much the loss rises above the uncut network's; 0 for dense, unless in int8.
 
         Raises:
             TableError: this layer was not evaluated at this rank.
         """
-        return 0.0 if rank == DENSE else self.option(layer, rank).charge
+        return 0.0 if rank == DENSE and not int8 else self.option(layer, rank, int8=int8).loss_increase
+
+    def charge(self, layer: str, rank: Rank, *, int8: bool = False) -> float:
+        """What a plan counts for the layer at this rank, see Cut; 0 for dense, unless in int8.
+
+        Raises:
+            TableError: this layer was not evaluated at this rank.
+        """
+        return 0.0 if rank == DENSE and not int8 else self.option(layer, rank, int8=int8).charge
 
     def accuracy_drop(self, layer: str, rank: Rank) -> float:
         """How much top-1 (0 to 1) falls below the uncut network's; 0 for dense.
@@ -859,7 +925,7 @@ class LayerPlan(Value):
 
 
 class Totals(Value):
-    """A whole network in numbers; `size_bytes` is that of its fp32 parameters."""
+    """A whole network in numbers; `size_bytes` is that of its parameters, in fp32 but for layers in int8."""
 
     params: int
     macs: int
@@ -917,6 +983,11 @@ class RankPlan(Saved):
         return tuple(layer.name for layer in self.layers if layer.spec.factors == "gauge")
 
     @property
+    def int8(self) -> tuple[str, ...]:
+        """Names of the layers in int8 of a mixed plan."""
+        return tuple(layer.name for layer in self.layers if layer.spec.int8)
+
+    @property
     def name(self) -> str:
         return variant_name(self.runtime, self.precision, self.tag)
 
@@ -946,12 +1017,12 @@ class RankPlan(Saved):
 
     def totals(self, *, dense: bool = False) -> Totals:
         """The whole network at the chosen ranks, or dense; ms is predicted."""
-        chosen = [(layer.spec, DENSE if dense else layer.rank) for layer in self.layers]
+        chosen = [(layer.spec.plain, DENSE) if dense else (layer.spec, layer.rank) for layer in self.layers]
         params = self.other_params + sum(spec.params(rank) for spec, rank in chosen)
         return Totals(
             params=params,
             macs=self.other_macs + sum(spec.macs(rank) for spec, rank in chosen),
-            size_bytes=4 * params,
+            size_bytes=4 * self.other_params + sum(spec.size_bytes(rank) for spec, rank in chosen),
             ms=self.dense_ms if dense else self.predicted_ms,
         )
 
@@ -1044,6 +1115,7 @@ class Variant(Value):
     macs: PositiveInt
     ranks: dict[str, Rank]
     gauge: tuple[str, ...] = Field(default=(), description="layers in gauge form")
+    int8: tuple[str, ...] = Field(default=(), description="layers in int8 of a mixed file, all others are in fp32")
     planned_on: str | None = Field(default=None, description="device/runtime of the table that chose the ranks")
 
     @property

@@ -85,8 +85,8 @@ def profile(
     profiles: Profiles = Path("profiles"),
     threads: Threads = 1,
     precision: Annotated[
-        Literal["fp32", "fp16", "int8-dynamic", "int8-static"],
-        typer.Option(help="Of the files that are measured."),
+        Literal["fp32", "fp16", "int8-dynamic", "int8-static", "mixed"],
+        typer.Option(help="Of the files that are measured; mixed (LiteRT): layers in fp32, and in int8 beside."),
     ] = "fp32",
     check: Annotated[
         int, typer.Option(min=0, help="Measure this many random networks and print the prediction's error.")

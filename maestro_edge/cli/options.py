@@ -39,8 +39,8 @@ Precisions = Annotated[
     list[str] | None,
     typer.Option(
         "--precision",
-        help="fp32, fp16, int8-dynamic, int8-static; on Core ML palettised-6bit, int4-weights too; repeat it to "
-        "have plans in each. [default: fp32]",
+        help="fp32, fp16, int8-dynamic, int8-static; on LiteRT mixed (each layer in fp32 or int8-dynamic); on "
+        "Core ML palettised-6bit, int4-weights; repeat it to have plans in each. [default: fp32]",
     ),
 ]
 Rounds = Annotated[int, typer.Option(min=1, max=5, help="Measurements at most; with 1 nothing is planned again.")]

@@ -20,6 +20,7 @@ _BYTES_A_PARAMETER: Mapping[Precision, float] = {
     "fp16": 2.0,
     "int8-dynamic": 1.0,
     "int8-static": 1.0,
+    "mixed": 4.0,
     "palettised-6bit": 0.75,
     "int4-weights": 0.5,
 }
@@ -77,7 +78,9 @@ def account(quantity: Quantity, network: Network, table: LatencyTable) -> Accoun
     if quantity != "params":
         slope, intercept = _of_params(quantity, network, table)
     rest = network.other_params + sum(spec.params() for spec in outside)
-    return Account(lambda spec, rank: spec.params(rank), rest, slope, intercept)
+    if quantity == "params":
+        return Account(lambda spec, rank: spec.params(rank), rest, slope, intercept)
+    return Account(lambda spec, rank: spec.size_bytes(rank) / 4, rest, slope, intercept)
 
 
 def default_margin(quantity: Quantity, network: Network, table: LatencyTable) -> float:
@@ -123,16 +126,21 @@ def _of_params(quantity: Quantity, network: Network, table: LatencyTable) -> tup
     slope = _BYTES_A_PARAMETER[table.precision]
     networks = [item for fit in table.calibrations if fit.network == network.fingerprint for item in fit.networks]
     if quantity == "size_bytes":
-        known = [(network.params(item.ranks), item.size_bytes) for item in networks if item.size_bytes]
+        known = [(_stored(network, item), item.size_bytes) for item in networks if item.size_bytes]
         return _line(known, slope) if known else (slope, 0.0)
     peaks = [
-        (network.params(item.ranks), 1024.0 * item.alone.peak_kib)
+        (_stored(network, item), 1024.0 * item.alone.peak_kib)
         for item in networks
         if item.alone and item.alone.peak_kib
     ]
     if not peaks:
         raise TableError(f"{table.title} has no peak memory of {network.name}: budget another quantity")
     return _line(peaks, slope)
+
+
+def _stored(network: Network, item: NetworkTiming) -> float:
+    """Parameters, of which one in int8 counts for a quarter."""
+    return network.in_int8(item.int8).size_bytes(item.ranks) / 4
 
 
 def _line(points: Sequence[tuple[float, float]], slope: float) -> tuple[float, float]:

@@ -41,10 +41,13 @@ def plan_fleet(
 
     Raises:
         BudgetError: a device's budgets are out of reach; its table is named.
-        TableError: there is no table, or not as many budgets; as plan().
+        TableError: there is no table, or not as many budgets, or one is mixed; as plan().
     """
     if not tables or len(budgets) != len(tables):
         raise TableError(f"{len(tables)} tables and {len(budgets)} budgets: give both for every device")
+    mixed = next((table for table in tables if table.precision == "mixed"), None)
+    if mixed is not None:
+        raise TableError(f"{mixed.title} is a mixed table, devices of a fleet share ranks alone: give one of fp32")
     problems = [
         Problem.of(network, table, sensitivity, own, None, None)
         for table, own in zip(tables, budgets, strict=True)

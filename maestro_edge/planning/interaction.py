@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from maestro_edge.planning.paired import CHUNK, joined, pairing
-from maestro_edge.values import Cut, Rank, Sensitivity, Value
+from maestro_edge.values import DENSE, Cut, Rank, Sensitivity, Value
 
 __all__ = ["Interaction", "corrected", "measure_interaction"]
 
@@ -21,6 +21,7 @@ class Interaction(Value):
     """A whole rank assignment: what it costs, beside the sum of what its layers cost alone."""
 
     ranks: dict[str, Rank]
+    int8: tuple[str, ...] = ()
     measured: Cut
     additive: float
 
@@ -38,29 +39,42 @@ def measure_interaction(
     inputs: Tensor,
     targets: Tensor,
     *,
+    int8: Collection[str] = (),
     chunk: int = CHUNK,
 ) -> Interaction:
     """Cut all layers to `ranks` (dense where not named) and compare with the uncut model, as measure_sensitivity.
 
-    On all `inputs` (N, …) and targets: give those of the sensitivity, and the two are of the same samples.
+    Those that `int8` names compute in it, as emulated here. On all `inputs` (N, …) and targets: give those of the
+    sensitivity, and the two are of the same samples.
 
     Raises:
         TableError: the sensitivity has no such rank of a layer.
         ModelError: a name is not an ordered layer.
         DataError: no target counts.
     """
-    additive = sum(sensitivity.increase(layer, rank) for layer, rank in ranks.items())
+    additive = sum(_alone(sensitivity, ranks, int8))
     found: Cut | None = None
     with pairing(model, inputs, targets, chunk=chunk) as paired:
         for index in range(len(paired)):
             if paired.until[index] < paired.until[index + 1]:
                 paired.begin(index)
-                found = joined(found, paired.cut(ranks))
+                found = joined(found, paired.cut(ranks, int8=int8))
     assert found is not None, "there is always a chunk with a target that counts"
-    return Interaction(ranks=dict(ranks), measured=found, additive=additive)
+    return Interaction(ranks=dict(ranks), int8=tuple(int8), measured=found, additive=additive)
 
 
-def corrected(sensitivity: Sensitivity, measured: Sequence[tuple[Mapping[str, Rank], float]]) -> Sensitivity:
+def _alone(sensitivity: Sensitivity, ranks: Mapping[str, Rank], int8: Collection[str]) -> list[float]:
+    """What each layer costs by itself."""
+    names = dict.fromkeys((*ranks, *int8))
+    return [sensitivity.increase(layer, ranks.get(layer, DENSE), int8=layer in int8) for layer in names]
+
+
+def corrected(
+    sensitivity: Sensitivity,
+    measured: Sequence[tuple[Mapping[str, Rank], float]],
+    *,
+    int8: Sequence[Collection[str]] | None = None,
+) -> Sensitivity:
     """The sensitivities with increases whose sums come to the `measured` ones, of whole rank assignments.
 
     Every increase x becomes κ x^q, with one q and one κ for the network. The loss grows with the square of an
@@ -73,15 +87,14 @@ def corrected(sensitivity: Sensitivity, measured: Sequence[tuple[Mapping[str, Ra
     it, so that one is enough and five only average; κ then makes the sums those measured, which is right near
     them and not far from them. A cut that lowers the loss, which is noise, costs nothing from then on. Top-1 is
     left as it was. Observations of fewer than two increases, or without a rise of the loss, tell nothing: with
-    no others, the sensitivities come back as they are.
+    no others, the sensitivities come back as they are. `int8` names for each of `measured` the layers in int8.
 
     Raises:
         TableError: the sensitivity has no such rank of a layer.
     """
     observed = []
-    for ranks, increase in measured:
-        alone = [sensitivity.increase(layer, rank) for layer, rank in ranks.items()]
-        alone = [rise for rise in alone if rise > 0]
+    for (ranks, increase), names in zip(measured, int8 or [()] * len(measured), strict=True):
+        alone = [rise for rise in _alone(sensitivity, ranks, names) if rise > 0]
         if len(alone) > 1 and increase > 0:
             observed.append((alone, increase))
     if not observed:
@@ -98,10 +111,11 @@ def corrected(sensitivity: Sensitivity, measured: Sequence[tuple[Mapping[str, Ra
         doubt = of(max(0.0, cut.loss_increase) + cut.loss_se) - rise  # upwards: a lucky cut stays a doubtful one
         return cut.model_copy(update={"loss_increase": rise, "loss_se": doubt})
 
-    options = {
-        layer: {rank: changed(cut) for rank, cut in cuts.items()} for layer, cuts in sensitivity.options.items()
+    both = {
+        name: {layer: {rank: changed(cut) for rank, cut in cuts.items()} for layer, cuts in known.items()}
+        for name, known in (("options", sensitivity.options), ("int8", sensitivity.int8))
     }
-    return sensitivity.model_copy(update={"options": options})
+    return sensitivity.model_copy(update=both)
 
 
 def _miss(alone: Sequence[float], increase: float, power: float) -> float:

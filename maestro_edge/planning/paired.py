@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import accumulate
 from typing import NamedTuple
@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from maestro_edge.errors import DataError
 from maestro_edge.ordered import at_ranks, evaluating, ordered_layers
 from maestro_edge.planning.replay import Replay, merged_once, replaying
+from maestro_edge.planning.rounding import Rounding, rounding
 from maestro_edge.values import DENSE, Cut, Rank
 
 __all__ = ["CHUNK", "Paired", "Uncut", "joined", "pairing"]
@@ -57,10 +58,10 @@ class Paired:
     `until[k]` is the number of targets that count in the chunks before the k-th.
     """
 
-    def __init__(self, replay: Replay, inputs: Tensor, targets: Tensor, size: int) -> None:
+    def __init__(self, replay: Replay, inputs: Tensor, targets: Tensor, size: int, rounded: Rounding) -> None:
         # Files are often sorted by class, and a chunk has to be a sample of all.
         order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
-        self._inputs, self._targets, self._replay = inputs, targets, replay
+        self._inputs, self._targets, self._replay, self._rounded = inputs, targets, replay, rounded
         few = inputs[order[:_PROOF]]
         self._layout = self._proven_layout(few)
         fitting = _KEPT_BYTES * len(few) // max(1, replay.kept_bytes())
@@ -83,10 +84,10 @@ class Paired:
         n = int(self._weights.sum())
         return Uncut(float(self._base.loss.sum()) / n, float(self._base.right.sum()) / n, n)
 
-    def cut(self, ranks: Mapping[str, Rank]) -> Cut:
-        """What these ranks cost on the chunk that began last."""
-        with at_ranks(self._replay.model, ranks):
-            changed = (name for name, rank in ranks.items() if rank != DENSE)
+    def cut(self, ranks: Mapping[str, Rank], *, int8: Collection[str] = ()) -> Cut:
+        """What these ranks, and int8 in the layers named, cost on the chunk that began last."""
+        with at_ranks(self._replay.model, ranks), self._rounded.of(int8):
+            changed = {name for name, rank in ranks.items() if rank != DENSE} | set(int8)
             found = _outcome(self._replay.after(changed), self._wanted)
         loss, loss_se = _mean(found.loss - self._base.loss, self._weights)
         drop, drop_se = _mean(self._base.right - found.right, self._weights)
@@ -151,8 +152,14 @@ def pairing(model: nn.Module, inputs: Tensor, targets: Tensor, *, chunk: int) ->
     """
     if not bool((targets != _IGNORED).any()):
         raise DataError(f"none of the targets of {len(targets)} inputs counts (all are {_IGNORED}): give others")
-    with _batch_statistics(model), at_ranks(model, {}), merged_once(model), replaying(model) as replay:
-        yield Paired(replay, inputs, targets, chunk)
+    with (
+        _batch_statistics(model),
+        at_ranks(model, {}),
+        merged_once(model),
+        rounding(model) as rounded,
+        replaying(model) as replay,  # last: it counts the calls of all that the others put in
+    ):
+        yield Paired(replay, inputs, targets, chunk, rounded)
 
 
 @contextmanager

@@ -94,7 +94,7 @@ class Problem:
             [
                 Option(
                     tuple(each.of_layer(spec, rank) for each in self.accounts),
-                    self.sensitivity.charge(name, rank),
+                    self.sensitivity.charge(name, rank, int8=spec.int8),
                 )
                 for spec, rank in found
             ]
@@ -138,14 +138,14 @@ class Problem:
         layers = tuple(
             LayerPlan(
                 name=layer.name,
-                spec=picked[layer.name][0],
-                rank=picked[layer.name][1],
-                ms=table.row(*picked[layer.name]).ms,
+                spec=spec,
+                rank=rank,
+                ms=table.row(spec, rank).ms,
                 dense_ms=table.row(layer.spec, DENSE).ms,
-                loss_increase=self.sensitivity.increase(layer.name, picked[layer.name][1]),
-                charge=self.sensitivity.charge(layer.name, picked[layer.name][1]),
+                loss_increase=self.sensitivity.increase(layer.name, rank, int8=spec.int8),
+                charge=self.sensitivity.charge(layer.name, rank, int8=spec.int8),
             )
-            for layer in network.ordered
+            for layer, (spec, rank) in ((layer, picked[layer.name]) for layer in network.ordered)
         )
         time = account("ms", network, table)
         predicted_ms = time.whole(sum(layer.ms for layer in layers))
@@ -258,7 +258,7 @@ def choices_of(
     layer: Layer, table: LatencyTable, sensitivity: Sensitivity, gauge: GaugeRanks | None
 ) -> list[Choice]:
     """Ranks with both a time below dense and a loss; dense is always one. The gauge form where it is allowed, has
-    a loss, and is faster than both the pair and dense.
+    a loss, and is faster than both the pair and dense; int8 where it has a loss, and is faster than fp32.
 
     Raises:
         TableError: the layer was not measured dense, or a time is not above 0.
@@ -279,4 +279,5 @@ def choices_of(
         pair_ms = min((table.row(*choice).ms for choice in found if choice[1] == rank), default=dense_ms)
         if rank in allowed and rank in known and 0 < table.row(layer.spec.gauged, rank).ms < pair_ms:
             found.append((layer.spec.gauged, rank))
-    return found
+    rounded = sensitivity.int8.get(layer.name, {})
+    return found + [(layer.spec.quantised, rank) for rank in table.int8_ranks(layer.spec) if rank in rounded]

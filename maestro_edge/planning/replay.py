@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from maestro_edge.ordered import OrderedEmbedding, ordered_layers
 
-__all__ = ["Replay", "merged_once", "replaying"]
+__all__ = ["Replay", "forwards", "merged_once", "replaying"]
 
 
 class _Call:
@@ -172,7 +172,7 @@ def replaying(model: nn.Module) -> Iterator[Replay]:
     """A Replay of `model`, whose modules have their own forwards back after the block."""
     replay = Replay(model)
     inside = [module for module in model.modules() if module is not model]
-    with _forwards({module: replay.forward_of(module) for module in inside}):
+    with forwards({module: replay.forward_of(module) for module in inside}):
         yield replay
 
 
@@ -184,7 +184,7 @@ def merged_once(model: nn.Module) -> Iterator[None]:
     """
     layers = ordered_layers(model).values()
     merged = (layer for layer in layers if not isinstance(layer, OrderedEmbedding))
-    with _forwards({layer: _merged(layer) for layer in merged if layer.above_break_even(layer.rank)}):
+    with forwards({layer: _merged(layer) for layer in merged if layer.above_break_even(layer.rank)}):
         yield
 
 
@@ -198,7 +198,7 @@ def _merged(layer: Any) -> Callable[..., Any]:
 
 
 @contextmanager
-def _forwards(replaced: dict[Any, Callable[..., Any]]) -> Iterator[None]:
+def forwards(replaced: dict[Any, Callable[..., Any]]) -> Iterator[None]:
     """The given modules with these forwards; one that had a forward of its own, as of a hook, gets that back."""
     before = {module: vars(module).get("forward") for module in replaced}
     try:

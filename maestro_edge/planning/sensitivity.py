@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,19 @@ from torch import Tensor, nn
 from maestro_edge.errors import TableError
 from maestro_edge.ordered import ordered_layers
 from maestro_edge.planning.paired import CHUNK, Paired, Uncut, joined, pairing
-from maestro_edge.values import DENSE, LatencyTable, Layer, Network, Sensitivity
+from maestro_edge.values import DENSE, Cut, LatencyTable, Layer, Network, Rank, Sensitivity
 
 __all__ = ["TOLERANCE", "measure_sensitivity"]
 
 Progress = Callable[[int, int, str], None]
+
+
+class _Option(NamedTuple):
+    """What a layer may become: cut to a rank, in int8, or both."""
+
+    rank: Rank
+    int8: bool = False
+
 
 TOLERANCE = 0.1
 """`benchmarks/sensitivity.py` tells what this saves, and how far the result is from that of all inputs."""
@@ -44,8 +53,9 @@ def measure_sensitivity(
 ) -> Sensitivity:
     """Loss and top-1 on prepared validation `inputs` (N, …), each layer cut alone to each rank that may pay.
 
-    The ranks are those that any of the tables has no slower than dense, and those given beside them. Targets are
-    (N,) or (N, T); one of -100 does not count.
+    The ranks are those that any of the tables has no slower than dense, and those given beside them; of a mixed
+    table also int8 where it is faster, as emulated here (planning/rounding.py). Targets are (N,) or (N, T); one
+    of -100 does not count.
 
     Inputs run in chunks of a fixed random order. An option is settled, and gets no more of them, when after two
     chunks or more the standard error of its loss increase is below `tolerance` times the increase, or times a
@@ -63,7 +73,7 @@ def measure_sensitivity(
     Raises:
         DataError: no target counts.
     """
-    asked = _asked_ranks(model, network, tables, ranks or {})
+    asked = _asked(model, network, tables, ranks or {})
     of = _Of(network.fingerprint, _fingerprint(model, inputs, targets, chunk), len(targets))
     with pairing(model, inputs, targets, chunk=chunk) as paired:
         session = _Session(paired, asked, of, tolerance, path)
@@ -86,13 +96,19 @@ class _Session:
     """What is known of the options that are asked for, chunk after chunk."""
 
     def __init__(
-        self, paired: Paired, asked: Mapping[str, Sequence[int]], of: _Of, tolerance: float, path: Path | None
+        self, paired: Paired, asked: Mapping[str, Sequence[_Option]], of: _Of, tolerance: float, path: Path | None
     ) -> None:
         self.paired, self.asked, self.of, self.tolerance, self.path = paired, asked, of, tolerance, path
-        self.settled: set[tuple[str, int]] = set()
+        self.settled: set[tuple[str, _Option]] = set()
+        self.cuts: dict[str, dict[_Option, Cut]] = {}
         found = _saved(path, of)
         self.base = None if found is None else Uncut(found.base_loss, found.base_top1, found.n)
-        self.cuts = {} if found is None else {layer: dict(cuts) for layer, cuts in found.options.items()}
+        if found is not None:
+            for int8, known in ((False, found.options), (True, found.int8)):
+                for layer, cuts in known.items():
+                    self.cuts.setdefault(layer, {}).update(
+                        (_Option(rank, int8), cut) for rank, cut in cuts.items()
+                    )
 
     def run(self, index: int) -> Iterator[None]:
         """Measure on this chunk what needs it, one step after another."""
@@ -100,8 +116,10 @@ class _Session:
         if before == after:
             return  # padding alone
         needed = {
-            layer: [rank for rank in ranks if self._seen(layer, rank) == before and not self._settled(layer, rank)]
-            for layer, ranks in self.asked.items()
+            layer: [
+                each for each in options if self._seen(layer, each) == before and not self._settled(layer, each)
+            ]
+            for layer, options in self.asked.items()
         }
         if self.base is not None and not any(needed.values()):
             return
@@ -109,12 +127,13 @@ class _Session:
         if self.base is None or self.base.n == before:
             self.base = uncut if self.base is None else self.base.joined(uncut)
             yield
-        for layer, ranks in needed.items():
+        for layer, options in needed.items():
             cuts = self.cuts.setdefault(layer, {})
-            for rank in ranks:
-                cuts[rank] = joined(cuts.get(rank), self.paired.cut({layer: rank}))
+            for option in options:
+                int8 = (layer,) if option.int8 else ()
+                cuts[option] = joined(cuts.get(option), self.paired.cut({layer: option.rank}, int8=int8))
                 yield
-            if ranks and self.path is not None:
+            if options and self.path is not None:
                 self.made().save(self.path)
 
     def made(self) -> Sensitivity:
@@ -124,32 +143,45 @@ class _Session:
             base_loss=self.base.loss,
             base_top1=self.base.top1,
             n=self.base.n,
-            options={layer: dict(sorted(cuts.items())) for layer, cuts in self.cuts.items() if cuts},
+            options=self._cuts(int8=False),
+            int8=self._cuts(int8=True),
         )
+
+    def _cuts(self, *, int8: bool) -> dict[str, dict[Any, Cut]]:
+        """By layer and rank, ascending, dense last."""
+        found = {
+            layer: {option.rank: cuts[option] for option in sorted(cuts, key=_height) if option.int8 == int8}
+            for layer, cuts in self.cuts.items()
+        }
+        return {layer: cuts for layer, cuts in found.items() if cuts}
 
     def done(self) -> tuple[int, int]:
         """Runs done or saved, and all that there could be."""
-        options = [(layer, rank) for layer, ranks in self.asked.items() for rank in ranks]
+        options = [(layer, option) for layer, asked in self.asked.items() for option in asked]
         chunks = len(self.paired)
         done = sum(chunks if self._settled(*each) else self._chunks(self._seen(*each)) for each in options)
         return 1 + done, 1 + len(options) * chunks
 
-    def _seen(self, layer: str, rank: int) -> int:
-        cut = self.cuts.get(layer, {}).get(rank)
+    def _seen(self, layer: str, option: _Option) -> int:
+        cut = self.cuts.get(layer, {}).get(option)
         return 0 if cut is None else cut.n
 
     def _chunks(self, n: int) -> int:
         """How many chunks hold the first n targets that count."""
         return sum(end <= n for end in self.paired.until[1:])
 
-    def _settled(self, layer: str, rank: int) -> bool:
-        cut = self.cuts.get(layer, {}).get(rank)
+    def _settled(self, layer: str, option: _Option) -> bool:
+        cut = self.cuts.get(layer, {}).get(option)
         if cut is None or self.base is None or self._chunks(cut.n) < _LEAST_CHUNKS:
             return False
         # For good: the mean uncut loss still moves with every chunk, and with it the limit.
         if cut.loss_se < self.tolerance * max(cut.loss_increase, _FLOOR * self.base.loss):
-            self.settled.add((layer, rank))
-        return (layer, rank) in self.settled
+            self.settled.add((layer, option))
+        return (layer, option) in self.settled
+
+
+def _height(option: _Option) -> float:
+    return math.inf if option.rank == DENSE else option.rank
 
 
 def _saved(path: Path | None, of: _Of) -> Sensitivity | None:
@@ -173,16 +205,22 @@ def _fingerprint(model: nn.Module, inputs: Tensor, targets: Tensor, chunk: int) 
     return content.hexdigest()[:12]
 
 
-def _asked_ranks(
+def _asked(
     model: nn.Module, network: Network, tables: Sequence[LatencyTable], ranks: Mapping[str, Sequence[int]]
-) -> dict[str, list[int]]:
-    """The ranks of each ordered layer that a table makes worth a cut or that are given, ascending."""
+) -> dict[str, list[_Option]]:
+    """The ranks of each ordered layer that a table makes worth a cut or that are given, ascending, then those in
+    int8."""
     layers = ordered_layers(model)
     found = {}
     for layer in network.ordered:
         paying = (rank for table in tables for rank in (*_paying(table, layer), *table.gauge_ranks(layer.spec)))
         asked = {*ranks.get(layer.name, ()), *paying}
-        found[layer.name] = sorted(rank for rank in asked if 1 <= rank <= layers[layer.name].rank)
+        most = layers[layer.name].rank
+        rounded = {_Option(rank, int8=True) for table in tables for rank in table.int8_ranks(layer.spec)}
+        found[layer.name] = [
+            *(_Option(rank) for rank in sorted(asked) if 1 <= rank <= most),
+            *(each for each in sorted(rounded, key=_height) if each.rank == DENSE or 1 <= each.rank <= most),
+        ]
     return found
 
 

@@ -57,7 +57,7 @@ def _of_the_whole(table: LatencyTable) -> Iterator[str]:
         if count > 1:
             yield f"{spec} at rank {rank}: {count} rows"
     dense = {row.spec for row in table.rows if row.rank == DENSE}
-    for spec in dict.fromkeys(row.spec for row in table.rows):
+    for spec in dict.fromkeys(row.spec.plain for row in table.rows):
         if spec not in dense:
             yield f"{spec}: no dense row, so no plan can leave it as it is"
     if not (table.rows or table.operators or table.networks):

@@ -63,6 +63,8 @@ def layer_features(spec: LayerSpec, rank: Rank) -> dict[str, float]:
     found["spatial"] = float(spec.factors == "spatial")
     if spec.factors == "gauge":
         found["gauge"] = 1.0
+    if spec.int8:
+        found["int8"] = 1.0
     return _with_intensity(found)
 
 

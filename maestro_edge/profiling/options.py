@@ -11,7 +11,9 @@ __all__ = [
     "Key",
     "calibrating_ranks",
     "gauge_rows",
+    "int8_rows",
     "layer_options",
+    "mixtures",
     "random_ranks",
     "rank_options",
     "uniform_ranks",
@@ -67,6 +69,23 @@ def gauge_rows(network: Network, names: Collection[str], ranks: Mapping[str, int
         if layer.name in names
         for rank in rank_options(layer.spec.gauged, step=step, rank=ranks[layer.name])
     }
+
+
+def int8_rows(network: Network, options: Options) -> set[Key]:
+    """The distinct specs of the ordered layers that may be in int8, dense and at their ranks."""
+    keys: set[Key] = set()
+    for layer in network.ordered:
+        if layer.spec.has_int8:
+            keys.add((layer.spec.quantised, DENSE))
+            keys.update((layer.spec.quantised, rank) for rank in options[layer.name])
+    return keys
+
+
+def mixtures(network: Network, count: int, *, seed: int) -> list[tuple[str, ...]]:
+    """Names of ordered layers in int8: first all that may be, then `count` times a random half of them."""
+    draw = random.Random(seed)
+    names = [layer.name for layer in network.ordered if layer.spec.has_int8]
+    return [tuple(names), *(tuple(name for name in names if draw.random() < 0.5) for _ in range(count))]
 
 
 def wanted_rows(network: Network, options: Options) -> set[Key]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import TypeAdapter
 from torch import Tensor, nn
@@ -34,12 +34,14 @@ from maestro_edge.profiling.options import (
     Key,
     calibrating_ranks,
     gauge_rows,
+    int8_rows,
     layer_options,
+    mixtures,
     random_ranks,
     uniform_ranks,
     wanted_rows,
 )
-from maestro_edge.runtimes import MeasuringProtocol, Runtime, TracingRuntime, size_bytes
+from maestro_edge.runtimes import MeasuringProtocol, Runtime, TracingRuntime, mixing, size_bytes
 from maestro_edge.values import (
     DENSE,
     LatencyRow,
@@ -57,12 +59,29 @@ Progress = Callable[[int, int, str], None]
 Ranks = dict[str, Rank]
 
 _ALONE = 3
-"""Mixed networks that are also run alone; each takes a start of the runtime."""
+"""Networks of mixed ranks that are also run alone; each takes a start of the runtime."""
+_MIXED = 3
+"""Random networks of mixed precision, beside one with all layers in int8, that calibrate a table of it."""
 _LEAST_MS = 1e-6
 """A row is above zero, whatever the noise of a difference."""
 _EXPORTS = threading.Lock()
 _DENSE = "{}"
-"""Name of the dense network, the control of every run: see `_name`."""
+"""Name of the dense network, the control of every run: see `_Whole`."""
+
+
+class _Whole(NamedTuple):
+    """A whole network: ranks of its layers (dense where not named), and those of them in int8."""
+
+    ranks: Ranks
+    int8: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return json.dumps(self.ranks, sort_keys=True) + "".join(f" {layer}" for layer in self.int8)
+
+    @property
+    def digest(self) -> str:
+        return _digest([self.ranks, self.int8] if self.int8 else self.ranks)
 
 
 def profile(
@@ -85,13 +104,17 @@ def profile(
     networks; elsewhere each is a probe of its own. `folder` keeps exported files and finished runs: an interrupted
     profile goes on there. The table of an `emulated` device says so. With `gauge` it also has the gauge form of
     each layer that may take it, always by probes: what one takes more or less than the dense layer's probe beside
-    it is added to the dense layer's row.
+    it is added to the dense layer's row. A mixed table has fp32 rows, and those of each ordered layer in int8,
+    by probes in the same way; networks of both are in its fit.
 
     Raises:
         DeviceError: the device or the runtime failed.
-        ExportError: the model cannot be exported, or gauge forms are asked for in int8.
+        ExportError: the model cannot be exported, gauge forms are asked for in int8, or a file of the runtime has
+            one precision where a mixed table is asked for.
     """
     protocol = protocol or MeasuringProtocol()
+    if precision == "mixed":
+        mixing(runtime)
     if gauge and precision != "fp32":
         raise ExportError(f"gauge forms are measured in fp32, not {precision}: profile them apart")
     session = _Session(model, inputs, runtime, device, folder, name, precision, protocol, progress)
@@ -121,7 +144,9 @@ def measure_networks(
     options = {
         layer.name: tuple(r for r in table.ranks(layer.spec) if r != DENSE) for layer in session.network.ordered
     }
-    sets = [{}, *random_ranks(options, count, seed=seed)]
+    ranks = random_ranks(options, count, seed=seed)
+    int8 = mixtures(session.network, count, seed=seed)[1:] if table.precision == "mixed" else [()] * count
+    sets = [_Whole({}), *map(_Whole, ranks, int8)]
     session.total = len(sets) + 1
     session.conditions.fastest_ms = table.calibration(session.network).networks[0].timing.median_ms
     paths = session.export_networks(sets)
@@ -143,6 +168,7 @@ class _Session:
     ) -> None:
         self.model, self.inputs, self.runtime, self.device = model, inputs, runtime, device
         self.precision = precision
+        self.others: Precision = "fp32" if precision == "mixed" else precision
         self.protocol, self.progress = protocol, progress or (lambda done, total, what: None)
         self.conditions = Conditions(protocol)
         self.network = trace(model, inputs, name=name)
@@ -167,19 +193,19 @@ class _Session:
         self.rank_step = self._found_step()
         self.options = layer_options(self.network, self.ranks, step=self.rank_step or self.runtime.rank_step)
         traced = isinstance(self.runtime, TracingRuntime)
-        uniform = uniform_ranks(self.options)
-        sets = calibrating_ranks(self.options, traced=traced, seed=self.protocol.seed)
+        uniform = [_Whole(ranks) for ranks in uniform_ranks(self.options)]
+        sets = self._calibrating(traced=traced)
         probing = 0 if traced else math.ceil(len(self._wanted()) / PROBES_A_RUN)
-        probing_gauge = math.ceil(2 * len(self._gauge_keys()) / PROBES_A_RUN)
-        self.total = self.done + len(sets) + max(1, probing) + probing_gauge + 1
+        probing_forms = math.ceil(2 * len(self._forms()) / PROBES_A_RUN)
+        self.total = self.done + len(sets) + max(1, probing) + probing_forms + 1
         paths = self.export_networks(sets)
         rows = self._finished()
         if not self._wanted() <= set(rows):
             found = self._rows_in_model(uniform, paths)
             rows = self._rows_by_probe(rows, paths[_DENSE]) if found is None else rows | found
             self._note(rows)
-        if not self._gauge_keys() <= set(rows):
-            rows = self._with_gauge(rows, paths[_DENSE])
+        if not self._forms() <= set(rows):
+            rows = self._with_forms(rows, paths[_DENSE])
         table = self._table(rows)
         networks = self._with_alone(self.whole(sets, paths, table), paths)
         try:
@@ -189,10 +215,19 @@ class _Session:
             self.rows_path.unlink()
         return calibrated(table, self.network, networks)
 
+    def _calibrating(self, *, traced: bool) -> list[_Whole]:
+        """The whole networks that calibrate the table, the dense one first."""
+        seed = self.protocol.seed
+        sets = [_Whole(ranks) for ranks in calibrating_ranks(self.options, traced=traced, seed=seed)]
+        if self.precision == "mixed":
+            ranks = [{}, *random_ranks(self.options, _MIXED, seed=seed + 1)]
+            sets += map(_Whole, ranks, mixtures(self.network, _MIXED, seed=seed))
+        return sets
+
     def _with_alone(
         self, networks: Sequence[NetworkTiming], paths: Mapping[str, Path]
     ) -> tuple[NetworkTiming, ...]:
-        """The dense network and the mixed ones are also run alone, for cold start, memory and energy.
+        """The dense network and the last ones are also run alone, for cold start, memory and energy.
 
         A page in a browser cannot run one: its table has none of these.
         """
@@ -201,7 +236,8 @@ class _Session:
         for index, item in enumerate(networks):
             if index in some:
                 with suppress(RunnerError):
-                    alone = self.runtime.measure_alone(self.device, paths[_name(item.ranks)], self.protocol)
+                    path = paths[_Whole(item.ranks, item.int8).name]
+                    alone = self.runtime.measure_alone(self.device, path, self.protocol)
                     item = item.model_copy(update={"alone": alone})
             found.append(item)
         return tuple(found)
@@ -228,7 +264,7 @@ class _Session:
             for rank in ranks:
                 path = self.folder / f"edge-{rank}{self.runtime.suffix}"
                 if not path.exists():
-                    self.runtime.write_probe(spec, rank, path, self.precision)
+                    self.runtime.write_probe(spec, rank, path, self.others)
                 files[str(rank)] = path
             timings = self.runtime.measure(self.device, files, self.protocol)
             return {rank: timings[str(rank)].median_ms for rank in ranks}
@@ -256,52 +292,56 @@ class _Session:
     def _wanted(self) -> set[Key]:
         return wanted_rows(self.network, self.options)
 
-    def export_networks(self, sets: Sequence[Ranks]) -> dict[str, Path]:
+    def export_networks(self, sets: Sequence[_Whole]) -> dict[str, Path]:
         """Files of whole networks by name, kept in the folder; times do not depend on the weights."""
         paths = {}
-        for ranks in sets:
-            path = self.files / f"network-{_digest(ranks)}{self.runtime.suffix}"
+        for item in sets:
+            path = self.files / f"network-{item.digest}{self.runtime.suffix}"
             with _EXPORTS:  # several devices may be profiled at once: the first to come exports for all
                 if not path.exists():
-                    self._export(cut(self.model, ranks).eval(), path)
-            paths[_name(ranks)] = path
+                    self._export(cut(self.model, item.ranks).eval(), path, item.int8)
+            paths[item.name] = path
             self._step("exporting whole networks")
         return paths
 
-    def _export(self, model: nn.Module, path: Path) -> None:
+    def _export(self, model: nn.Module, path: Path, int8: Sequence[str]) -> None:
+        if int8:
+            mixing(self.runtime).export_mixed(model, self.inputs, path, int8)
+            return
         # Static ranges come from the example: accuracy does not matter here, and times do not depend on them.
         calibration = self.inputs if self.precision == "int8-static" else None
-        self.runtime.export(model, self.inputs, path, self.precision, calibration=calibration)
+        self.runtime.export(model, self.inputs, path, self.others, calibration=calibration)
 
     def whole(
-        self, sets: Sequence[Ranks], paths: Mapping[str, Path], table: LatencyTable, *, stage: str = "whole"
+        self, sets: Sequence[_Whole], paths: Mapping[str, Path], table: LatencyTable, *, stage: str = "whole"
     ) -> tuple[NetworkTiming, ...]:
         """Times of whole networks, interleaved in one run, beside the sum of their layers' rows."""
         timings = self._measure(paths, stage)
         self._step("measuring whole networks")
         return tuple(
             NetworkTiming(
-                ranks=ranks,
-                layers_ms=table.layers_ms(self.network, ranks),
-                timing=timings[_name(ranks)],
-                size_bytes=size_bytes(paths[_name(ranks)]),
+                ranks=item.ranks,
+                int8=item.int8,
+                layers_ms=table.layers_ms(self.network.in_int8(item.int8), item.ranks),
+                timing=timings[item.name],
+                size_bytes=size_bytes(paths[item.name]),
             )
-            for ranks in sets
+            for item in sets
         )
 
-    def _rows_in_model(self, uniform: Sequence[Ranks], paths: Mapping[str, Path]) -> dict[Key, LatencyRow] | None:
+    def _rows_in_model(self, uniform: Sequence[_Whole], paths: Mapping[str, Path]) -> dict[Key, LatencyRow] | None:
         """Rows from the operators of whole networks; None when operators and layers do not correspond."""
         if not isinstance(self.runtime, TracingRuntime):
             return None
-        files = {_name(ranks): paths[_name(ranks)] for ranks in uniform}
+        files = {item.name: paths[item.name] for item in uniform}
         operators = measure_operators(
             self.runtime, self.device, files, control=_DENSE, protocol=self.protocol, journal=self.journal
         )
         self._step("measuring operators in whole networks")
         samples: dict[Key, list[Timing]] = {}
-        for ranks in uniform if operators is not None else ():
+        for item in uniform if operators is not None else ():
             assert operators is not None
-            found = assign(self._keys(ranks), operators[_name(ranks)])
+            found = assign(self._keys(item.ranks), operators[item.name])
             if found is None:
                 return None
             for key, timing in averaged(found).items():
@@ -325,7 +365,7 @@ class _Session:
         files, named = {}, {}
         for index, (spec, rank) in enumerate(keys):
             path = self.folder / f"probe-{index}{self.runtime.suffix}"
-            self.runtime.write_probe(spec, rank, path, self.precision)
+            self.runtime.write_probe(spec, rank, path, "int8-dynamic" if spec.int8 else self.others)
             files[path.stem], named[path.stem] = path, (spec, rank)
         timings = self._measure({**files, _DENSE: dense}, stage)
         self._step("measuring layers")
@@ -333,20 +373,24 @@ class _Session:
             path.unlink()
         return {key: timings[name] for name, key in named.items()}
 
-    def _gauge_keys(self) -> set[Key]:
+    def _forms(self) -> set[Key]:
+        """Rows of other forms of layers: gauge forms, and int8 in a mixed table."""
+        if self.precision == "mixed":
+            return int8_rows(self.network, self.options)
         step = self.rank_step or self.runtime.rank_step
         return gauge_rows(self.network, self.gauge, self.ranks, step=step)
 
-    def _with_gauge(self, rows: dict[Key, LatencyRow], dense: Path) -> dict[Key, LatencyRow]:
-        """With the rows of gauge forms, which no operator times tell: a concat's kernel is no layer's.
+    def _with_forms(self, rows: dict[Key, LatencyRow], dense: Path) -> dict[Key, LatencyRow]:
+        """With the rows of other forms, which no operator times tell: a concat's kernel is no layer's, nor is one
+        that rounds what an int8 layer is fed.
 
         Beside each form its dense layer is probed: both feed and read the same tensors, and the difference is what
         the form changes in a network.
         """
-        missing = sorted(self._gauge_keys() - set(rows), key=str)
+        missing = sorted(self._forms() - set(rows), key=str)
         for start in range(0, len(missing), PROBES_A_RUN // 2):
             keys = missing[start : start + PROBES_A_RUN // 2]
-            plain: dict[Key, Key] = {key: (key[0].parts(DENSE)[0], DENSE) for key in keys}
+            plain: dict[Key, Key] = {key: (key[0].plain, DENSE) for key in keys}
             timings = self._probed(sorted({*keys, *plain.values()}, key=str), dense)
             for key in keys:
                 shift_ms = rows[plain[key]].ms - timings[plain[key]].median_ms
@@ -363,7 +407,7 @@ class _Session:
             rows = _ROWS.validate_json(self.rows_path.read_bytes())
         except (OSError, ValueError):
             return {}  # nothing measured yet, or nothing that can be read: measure it again
-        wanted = self._wanted() | self._gauge_keys()
+        wanted = self._wanted() | self._forms()
         return {(row.spec, row.rank): row for row in rows if (row.spec, row.rank) in wanted}
 
     def _table(self, rows: Mapping[Key, LatencyRow]) -> LatencyTable:
@@ -387,10 +431,6 @@ _ROWS: TypeAdapter[tuple[LatencyRow, ...]] = TypeAdapter(tuple[LatencyRow, ...])
 
 def _digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _name(ranks: Mapping[str, Rank]) -> str:
-    return json.dumps(ranks, sort_keys=True)
 
 
 def _row(key: Key, method: Literal["in-model", "probe"], timing: Timing) -> LatencyRow:

@@ -19,6 +19,7 @@ from maestro_edge.values import (
     LatencyTable,
     Manifest,
     MeasuredMs,
+    Network,
     NetworkTiming,
     Precision,
     Quantity,
@@ -225,7 +226,8 @@ def _recalibrated(
     measured = [
         NetworkTiming(
             ranks=variant.ranks,
-            layers_ms=table.layers_ms(run.network.in_gauge(variant.gauge), variant.ranks),
+            int8=variant.int8,
+            layers_ms=table.layers_ms(_formed(run, variant), variant.ranks),
             timing=timings[variant.name],
             alone=variant.alone,
             # Which layers are in gauge form is not told with a network's time: its parameters would be wrong.
@@ -237,6 +239,11 @@ def _recalibrated(
     return recalibrate(table, run.network, measured)
 
 
+def _formed(run: Run, variant: Variant) -> Network:
+    """The run's network with the layers of the variant in their form and precision."""
+    return run.network.in_gauge(variant.gauge).in_int8(variant.int8)
+
+
 def _replanned(run: Run, manifest: Manifest, table: LatencyTable, variant: Variant, *, slack: float) -> RankPlan:
     """A plan below each missed budget by what the measurement was above the table's present prediction."""
     sensitivity = Sensitivity.load(run.folder / "sensitivity.json")
@@ -244,9 +251,7 @@ def _replanned(run: Run, manifest: Manifest, table: LatencyTable, variant: Varia
     for budget in variant.missed:
         value = variant.measured(budget.quantity)
         assert value is not None
-        predicted = account(budget.quantity, run.network, table).of_ranks(
-            run.network.in_gauge(variant.gauge), variant.ranks
-        )
+        predicted = account(budget.quantity, run.network, table).of_ranks(_formed(run, variant), variant.ranks)
         margins[budget.quantity] = 1 - min(1.0, predicted / value) * (1 - slack)
     kept = [
         each

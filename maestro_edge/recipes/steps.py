@@ -385,18 +385,24 @@ def plan_run(
         else:
             plans = [plan(*given, each, exact=exact, gauge=gauge) for each in budgets]
         for item in plans:
-            if str(item.ranks) not in measured:
-                found = measure_interaction(run.ordered, sensitivity, item.ranks, inputs, targets)
-                measured[str(item.ranks)] = found.measured
-        return [item.model_copy(update={"measured_loss": measured[str(item.ranks)]}) for item in plans]
+            if _assigned(item) not in measured:
+                found = measure_interaction(run.ordered, sensitivity, item.ranks, inputs, targets, int8=item.int8)
+                measured[_assigned(item)] = found.measured
+        return [item.model_copy(update={"measured_loss": measured[_assigned(item)]}) for item in plans]
 
     plans = made(sensitivity)
-    fitted = corrected(sensitivity, [(item.ranks, measured[str(item.ranks)].loss_increase) for item in plans])
+    observed = [(item.ranks, measured[_assigned(item)].loss_increase) for item in plans]
+    fitted = corrected(sensitivity, observed, int8=[item.int8 for item in plans])
     if fitted is not sensitivity:
         plans = min(plans, made(fitted), key=_measured_loss)
     for item in plans:
         item.save(run.folder / "plans" / f"{item.name}.json")
     return plans
+
+
+def _assigned(plan: RankPlan) -> str:
+    """What it makes of the network's function; a gauge form leaves that as it is."""
+    return str((plan.ranks, plan.int8))
 
 
 def _measured_loss(plans: Sequence[RankPlan]) -> float:

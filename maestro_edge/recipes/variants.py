@@ -24,6 +24,7 @@ from maestro_edge.runtimes import (
     export_unchecked,
     images_as,
     model_for,
+    names_for,
     size_bytes,
 )
 from maestro_edge.runtimes.coreml import combine
@@ -170,6 +171,8 @@ def export_variant(
     """
     plan = item if isinstance(item, RankPlan) else None
     precision: Precision = item.precision if isinstance(item, RankPlan) else item
+    if item == "mixed":
+        raise ExportError("mixed is of plans, which say what of a network is in int8: choose another precision")
     ranks: Mapping[str, Rank] = {} if plan is None else plan.ranks
     name = name or variant_name(runtime.name, precision, DENSE if plan is None else plan.tag)
     path = (folder or run.folder / "files") / f"{name}{runtime.suffix}"
@@ -181,7 +184,7 @@ def export_variant(
             return done.variant.model_copy(update=_promised(runtime, item))
     gauge = () if plan is None else plan.gauge
     model = run.dense if plan is None else run.variant(ranks, gauge=gauge)
-    made = _write(run, model, path, runtime, precision, layout)
+    made = _write(run, model, path, runtime, precision, layout, () if plan is None else plan.int8)
     variant = _described(run, runtime, item, model, path, made, layout, name=name)
     ExportRecord(key=key, variant=variant).save(record)
     return variant.model_copy(update=_promised(runtime, item))
@@ -269,6 +272,7 @@ def _described(
         macs=run.network.in_gauge(gauge).macs(ranks),
         ranks={layer.name: ranks.get(layer.name, DENSE) for layer in run.network.ordered},
         gauge=gauge,
+        int8=() if plan is None else plan.int8,
     )
 
 
@@ -277,7 +281,13 @@ def _gate_images(run: Run) -> Tensor:
 
 
 def _write(
-    run: Run, model: nn.Module, path: Path, runtime: Runtime, precision: Precision, layout: Layout
+    run: Run,
+    model: nn.Module,
+    path: Path,
+    runtime: Runtime,
+    precision: Precision,
+    layout: Layout,
+    int8: Sequence[str],
 ) -> dict[str, Any]:
     """Make the file; what the gate and the backend say of it. A file that cannot be run here has no agreement."""
     images = _gate_images(run)
@@ -287,7 +297,7 @@ def _write(
     if runtime.name in WRITTEN_ONLY:
         delegation = export_unchecked(*given, precision=precision, calibration=ranges)
         return {**dict.fromkeys(Agreement._fields), "delegation": delegation}
-    made = export_counted(*given, precision=precision, calibration=ranges)
+    made = export_counted(*given, precision=precision, calibration=ranges, int8=names_for(layout, int8))
     return {**made.agreement._asdict(), "delegation": made.delegation}
 
 
@@ -328,11 +338,11 @@ def _promised(runtime: Runtime, item: RankPlan | Precision) -> dict[str, object]
 
 
 def _export_key(run: Run, runtime: Runtime, precision: Precision, plan: RankPlan | None, layout: Layout) -> str:
-    """Weights, ranks and their forms, precision, runtime and layout: what a file's content depends on."""
+    """Weights, ranks and their forms, precisions, runtime and layout: what a file's content depends on."""
     checkpoints = [name for name in ("dense", "ordered") if (run.folder / name / "checkpoint.json").exists()]
     weights = [load_checkpoint(run.folder / name)[0].sha256 for name in checkpoints]
     content = json.dumps(
-        [weights, plan and [plan.ranks, plan.gauge], precision, runtime.name, runtime.version, layout],
+        [weights, plan and [plan.ranks, plan.gauge, plan.int8], precision, runtime.name, runtime.version, layout],
         sort_keys=True,
     )
     return hashlib.sha256(content.encode()).hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from maestro_edge.errors import ExportError
 from maestro_edge.runtimes.agreement import Agreement
-from maestro_edge.runtimes.conversion import images_as, model_for
+from maestro_edge.runtimes.conversion import images_as, model_for, names_for
 from maestro_edge.runtimes.elastic import export_elastic
 from maestro_edge.runtimes.gate import (
     check_accuracy,
@@ -17,9 +17,11 @@ from maestro_edge.runtimes.gate import (
 from maestro_edge.runtimes.jobs import versions_on
 from maestro_edge.runtimes.protocol import (
     MeasuringProtocol,
+    MixingRuntime,
     Operator,
     Runtime,
     TracingRuntime,
+    mixing,
     package_version,
 )
 
@@ -28,6 +30,7 @@ __all__ = [
     "WRITTEN_ONLY",
     "Agreement",
     "MeasuringProtocol",
+    "MixingRuntime",
     "Operator",
     "Runtime",
     "TracingRuntime",
@@ -39,7 +42,9 @@ __all__ = [
     "export_unchecked",
     "images_as",
     "load",
+    "mixing",
     "model_for",
+    "names_for",
     "package_version",
     "size_bytes",
     "versions_on",

@@ -64,6 +64,7 @@ LIMITS: Final[dict[Precision, Limits]] = {
     "fp16": Limits(sqnr_db=40, top1_agreement=0.95, cosine=0.9999, max_error=0.05, accuracy_drop=0.01),
     "int8-dynamic": _INT8,
     "int8-static": _INT8,
+    "mixed": _INT8,
     "palettised-6bit": _INT8,
     "int4-weights": Limits(sqnr_db=15, top1_agreement=0.8, cosine=0.98, max_error=0.4, accuracy_drop=0.1),
 }

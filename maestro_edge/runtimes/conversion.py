@@ -21,6 +21,7 @@ __all__ = [
     "first_line",
     "images_as",
     "model_for",
+    "names_for",
     "refuse_precision",
     "uncollected",
 ]
@@ -75,6 +76,11 @@ def model_for(layout: Layout, model: nn.Module) -> nn.Module:
     spares the app the same work.
     """
     return model if layout == "NCHW" else _ChannelsLast(model).eval()
+
+
+def names_for(layout: Layout, names: Sequence[str]) -> list[str]:
+    """What model_for() made of the names of modules."""
+    return [name if layout == "NCHW" else f"model.{name}" for name in names]
 
 
 def images_as(layout: Layout, images: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import hashlib
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from maestro_edge.errors import ExportError
 from maestro_edge.runtimes.agreement import LIMITS, Agreement, compare, sqnr_db
 from maestro_edge.runtimes.conversion import contiguous_copy
-from maestro_edge.runtimes.protocol import Array, Runtime
+from maestro_edge.runtimes.protocol import Array, Runtime, mixing
 from maestro_edge.values import Delegation, Precision
 
 __all__ = [
@@ -53,17 +53,21 @@ def export(
     *,
     precision: Precision = "fp32",
     calibration: Sequence[Tensor] | None = None,
+    int8: Collection[str] = (),
 ) -> Agreement:
     """Write `model` (stock layers) for `runtime` and gate it on `samples` (N, ...), each run alone.
 
     The file is made beside `path`, executed by the runtime in the app's layout and compared with eager fp32;
     it takes the name `path` only when it agrees within `LIMITS`. `calibration` is batches of inputs, not those
-    of `samples`: int8-static takes its ranges from them.
+    of `samples`: int8-static takes its ranges from them. Where the precision is mixed, `int8` names the modules
+    that are in int8-dynamic.
 
     Raises:
         ExportError: it cannot be written or run, or differs; the message names the first layer that does.
     """
-    return export_counted(model, samples, path, runtime, precision=precision, calibration=calibration).agreement
+    return export_counted(
+        model, samples, path, runtime, precision=precision, calibration=calibration, int8=int8
+    ).agreement
 
 
 def export_counted(
@@ -74,6 +78,7 @@ def export_counted(
     *,
     precision: Precision = "fp32",
     calibration: Sequence[Tensor] | None = None,
+    int8: Collection[str] = (),
 ) -> Exported:
     """As `export`; tells the backend's share as well.
 
@@ -84,7 +89,7 @@ def export_counted(
     model, samples = contiguous_copy(model), samples.contiguous()
     expected = eager_outputs(model, samples)
     with written_aside(path, runtime) as aside:
-        delegation = runtime.export(model, (samples[:1],), aside, precision, calibration=calibration)
+        delegation = _write(model, samples, aside, runtime, precision, calibration, int8)
         actual = runtime.predict(aside, samples.numpy())
         try:
             agreement = compare(expected, actual)
@@ -93,8 +98,22 @@ def export_counted(
         except ExportError as error:
             fault = f"{path.name}: {error}"
         if fault is not None:
-            raise ExportError(f"{fault}; {difference(model, samples, runtime, precision, calibration)}")
+            raise ExportError(f"{fault}; {difference(model, samples, runtime, precision, calibration, int8)}")
     return Exported(agreement, delegation)
+
+
+def _write(
+    model: nn.Module,
+    samples: Tensor,
+    path: Path,
+    runtime: Runtime,
+    precision: Precision,
+    calibration: Sequence[Tensor] | None,
+    int8: Collection[str],
+) -> Delegation | None:
+    if precision == "mixed":
+        return mixing(runtime).export_mixed(model, (samples[:1],), path, int8)
+    return runtime.export(model, (samples[:1],), path, precision, calibration=calibration)
 
 
 def export_unchecked(
@@ -209,13 +228,14 @@ def difference(
     runtime: Runtime,
     precision: Precision,
     calibration: Sequence[Tensor] | None = None,
+    int8: Collection[str] = (),
 ) -> str:
     """Where the file leaves the model, found by exporting it with all its layers' outputs.
 
     In floats that is the first layer that differs, in int8 the one across which most SQNR is lost.
     """
     try:
-        layers = _sqnr_by_layer(model, samples[:2], runtime, precision, calibration)
+        layers = _sqnr_by_layer(model, samples[:2], runtime, precision, calibration, int8)
     except ExportError as error:
         return f"the layer is unknown (they cannot be exported one by one: {error})"
     if precision in ("fp32", "fp16"):
@@ -234,6 +254,7 @@ def _sqnr_by_layer(
     runtime: Runtime,
     precision: Precision,
     calibration: Sequence[Tensor] | None,
+    int8: Collection[str],
 ) -> list[tuple[str, float]]:
     """SQNR behind every leaf layer in execution order, that of the input (no noise) first."""
     probe = _Intermediates(model).eval()
@@ -241,7 +262,8 @@ def _sqnr_by_layer(
     expected = eager_outputs(probe, samples)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"layers{runtime.suffix}"
-        runtime.export(probe, (samples[:1],), path, precision, calibration=calibration)
+        inside = [f"model.{name}" for name in int8]
+        _write(probe, samples, path, runtime, precision, calibration, inside)
         actual = runtime.predict(path, samples.numpy())
     layers, start = [("the input", math.inf)], 0
     for name, size in zip(probe.names, probe.sizes, strict=True):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +16,7 @@ from maestro_edge.runtimes.conversion import calibration_inputs, contiguous_copy
 from maestro_edge.runtimes.delegation import of_tflite
 from maestro_edge.runtimes.elastic_litert import Product, overlap_buffers
 from maestro_edge.runtimes.jobs import version_on
+from maestro_edge.runtimes.mixed_litert import mark, outputs_of
 from maestro_edge.runtimes.norms import fold_norms, parameter
 from maestro_edge.runtimes.pools import pad_before_pools
 from maestro_edge.runtimes.probe import probe_module
@@ -69,25 +71,25 @@ class LiteRT:
     ) -> Delegation:
         refuse_precision("LiteRT", precision, _PRECISIONS)
         samples = calibration_inputs(inputs, calibration) if precision == "int8-static" else []
-        with silence(), tempfile.TemporaryDirectory() as folder:
-            try:
-                import litert_torch
-            except ImportError as error:
-                raise MissingExtra("litert-torch", "litert") from error
-            whole = Path(folder) / "model.tflite"
-            try:
-                module = pad_before_pools(contiguous_copy(model), inputs)
-                litert_torch.convert(module, inputs).export(str(whole))
-                content = whole.read_bytes()
-                if precision == "fp16":
-                    content = _halved(content)
-                elif precision != "fp32":
-                    content = _quantized(content, samples)
-            except Exception as error:
-                raise export_error("LiteRT", path, error) from error
-            delegation = of_tflite(content)
-        write_atomically(path, content)
-        return delegation
+
+        def in_precision(content: bytes) -> bytes:
+            if precision == "fp32":
+                return content
+            return _halved(content) if precision == "fp16" else _quantized(content, samples)
+
+        return _export(contiguous_copy(model), inputs, path, in_precision)
+
+    def export_mixed(
+        self, model: nn.Module, inputs: tuple[Tensor, ...], path: Path, int8: Collection[str]
+    ) -> Delegation:
+        marked = contiguous_copy(model)
+        marks = mark(marked, int8)
+
+        def in_precision(content: bytes) -> bytes:
+            outputs = outputs_of(content, marks)
+            return _quantized(content, (), outputs) if outputs else content
+
+        return _export(marked, inputs, path, in_precision)
 
     def export_entries(self, models: Mapping[str, nn.Module], inputs: tuple[Tensor, ...], path: Path) -> None:
         """A signature for each model; inputs and outputs are called as in a file of one."""
@@ -156,8 +158,33 @@ class LiteRT:
             write_atomically(path, write_layer(spec, rank, precision))
 
 
-def _quantized(content: bytes, samples: Sequence[Tensor]) -> bytes:
-    """The model in int8, static with the ranges of `samples`, dynamic without any; its ends stay floats."""
+def _export(
+    module: nn.Module, inputs: tuple[Tensor, ...], path: Path, in_precision: Callable[[bytes], bytes]
+) -> Delegation:
+    """Convert in fp32, then let `in_precision` change what the file holds."""
+    with silence(), tempfile.TemporaryDirectory() as folder:
+        try:
+            import litert_torch
+        except ImportError as error:
+            raise MissingExtra("litert-torch", "litert") from error
+        whole = Path(folder) / "model.tflite"
+        try:
+            litert_torch.convert(pad_before_pools(module, inputs), inputs).export(str(whole))
+            content = in_precision(whole.read_bytes())
+        except ExportError:
+            raise
+        except Exception as error:
+            raise export_error("LiteRT", path, error) from error
+        delegation = of_tflite(content)
+    write_atomically(path, content)
+    return delegation
+
+
+def _quantized(content: bytes, samples: Sequence[Tensor], outputs: Sequence[str] = ()) -> bytes:
+    """The model in int8, static with the ranges of `samples`, dynamic without any; its ends stay floats.
+
+    Dynamic are only the operators of these `outputs`, where any are given.
+    """
     from ai_edge_quantizer import calibrator, qtyping, quantizer, recipe_manager
     from ai_edge_quantizer.algorithm_manager import AlgorithmName
     from ai_edge_quantizer.utils.qsv_utils import min_max_update
@@ -176,10 +203,12 @@ def _quantized(content: bytes, samples: Sequence[Tensor]) -> bytes:
         ranges = observer.get_model_qsvs()
     else:
         # tflite-runtime 2.14 knows one scale a channel in convolutions only; elsewhere it computes something else
-        recipe.add_dynamic_config(".*", operators.ALL_SUPPORTED, 8, qtyping.QuantGranularity.TENSORWISE)
-        recipe.add_dynamic_config(".*", operators.CONV_2D, 8, qtyping.QuantGranularity.CHANNELWISE)
+        # the quantizer ends each operator's outputs with a semicolon
+        which = f"^(?:{'|'.join(map(re.escape, outputs))});$" if outputs else ".*"
+        recipe.add_dynamic_config(which, operators.ALL_SUPPORTED, 8, qtyping.QuantGranularity.TENSORWISE)
+        recipe.add_dynamic_config(which, operators.CONV_2D, 8, qtyping.QuantGranularity.CHANNELWISE)
         # XNNPACK has no dynamic kernel for these: int8 would be slower than floats
-        recipe.add_quantization_config(".*", operators.DEPTHWISE_CONV_2D, algorithm_key=AlgorithmName.NO_QUANTIZE)
+        recipe.add_quantization_config(which, operators.DEPTHWISE_CONV_2D, algorithm_key=AlgorithmName.NO_QUANTIZE)
     made = quantizer.Quantizer(content, recipe.get_quantization_recipe()).quantize(ranges)
     return bytes(made.quantized_model)
 

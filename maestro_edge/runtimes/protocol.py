@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
@@ -16,16 +16,18 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from torch import Tensor, nn
 
 from maestro_edge.devices import Device, LocalDevice
-from maestro_edge.errors import DeviceError, MissingExtra
+from maestro_edge.errors import DeviceError, ExportError, MissingExtra
 from maestro_edge.runtimes.jobs import push_all, run_job
 from maestro_edge.values import Alone, Delegation, DeviceFacts, LayerSpec, Precision, Rank, Timing, Value
 
 __all__ = [
     "Array",
     "MeasuringProtocol",
+    "MixingRuntime",
     "Operator",
     "Runtime",
     "TracingRuntime",
+    "mixing",
     "package_version",
     "predict_on",
     "run_predict",
@@ -173,6 +175,35 @@ class TracingRuntime(Runtime, Protocol):
             DeviceError: the device cannot run them, or gives no such times.
         """
         ...
+
+
+@runtime_checkable
+class MixingRuntime(Runtime, Protocol):
+    """A runtime whose files can have some layers in int8-dynamic and all else in fp32."""
+
+    def export_mixed(
+        self, model: nn.Module, inputs: tuple[Tensor, ...], path: Path, int8: Collection[str]
+    ) -> Delegation | None:
+        """As export(), with the Linears and convolutions of or within the modules named `int8` in int8-dynamic.
+
+        Raises:
+            ExportError: as export(), or an operator of one of them is not found.
+        """
+        ...
+
+
+def mixing(runtime: Runtime) -> MixingRuntime:
+    """The runtime, where its files can mix precisions.
+
+    Raises:
+        ExportError: they cannot.
+    """
+    if not isinstance(runtime, MixingRuntime):
+        raise ExportError(
+            f"a {runtime.name} file has one precision for all layers, it cannot be mixed: choose another runtime, "
+            "such as litert, or another precision"
+        )
+    return runtime
 
 
 def package_version(package: str, extra: str) -> str:
