@@ -39,7 +39,16 @@ from maestro_edge.recipes.sweep import RIVALS
 from maestro_edge.recipes.variants import export_run, export_variants
 from maestro_edge.runtimes import MeasuringProtocol, Runtime, load
 from maestro_edge.training import TrainSettings
-from maestro_edge.values import DENSE, Budget, LatencyTable, Rank, Sensitivity, Variant, write_atomically
+from maestro_edge.values import (
+    DENSE,
+    Budget,
+    LatencyTable,
+    Rank,
+    RankPlan,
+    Sensitivity,
+    Variant,
+    write_atomically,
+)
 
 
 class Patches(nn.Module):
@@ -59,11 +68,11 @@ class Patches(nn.Module):
 class Rows(nn.Module):
     """The same encoder on the rows of an image as a sequence of 32 tokens: (N, C, 32, 32) → (N, 10)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, layers: int = 4) -> None:
         super().__init__()
         self.embed = nn.Linear(32 * channels, 256)
         self.positions = nn.Parameter(0.02 * torch.randn(32, 256))
-        self.encoder = Encoder()
+        self.encoder = Encoder(layers)
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.permute(0, 2, 1, 3).flatten(2)  # (N, 32, 32 C)
@@ -79,6 +88,10 @@ def rows(channels: int = 3, classes: int = 10) -> nn.Module:
     return Rows(channels)
 
 
+def one_layer(channels: int = 3, classes: int = 10) -> nn.Module:
+    return Rows(channels, layers=1)
+
+
 SGD = TrainSettings(epochs=6, batch_size=128, lr=0.2)
 ADAM = TrainSettings(epochs=6, batch_size=128, optimizer="adamw", lr=1e-3, weight_decay=1e-2)
 NETWORKS = {
@@ -86,12 +99,17 @@ NETWORKS = {
     "vit": ("benchmarks.closed_loop:vit", ADAM),
     "rows": ("benchmarks.closed_loop:rows", ADAM),
 }
+TINY = {
+    "resnet8": ("maestro_edge.recipes.models:resnet8", SGD),
+    "one_layer": ("benchmarks.closed_loop:one_layer", ADAM),
+}
+"""To see that a benchmark runs from end to end: nobody asks for their numbers."""
 TRAIN, VALIDATION, TEST = 10_000, 1_000, 2_000
 
 
 def trained(name: str, source: str, folder: Path, epochs: int | None) -> Run:
-    """The network's run folder, trained on the first images of each split."""
-    model, settings = NETWORKS[name]
+    """The network's run folder, trained on the first images of each split of `source` (as train's --data)."""
+    model, settings = (NETWORKS | TINY)[name]
     settings = settings if epochs is None else settings.model_copy(update={"epochs": epochs})
     run = create(folder / name, data=source, model=model)
 
@@ -108,6 +126,20 @@ def trained(name: str, source: str, folder: Path, epochs: int | None) -> Run:
     nested = settings.model_copy(update={"epochs": max(1, settings.epochs * 2 // 3), "lr": settings.lr / 2})
     train_run(run, dense=settings, nested=nested)
     return run
+
+
+def planned(
+    run: Run, table: LatencyTable, losses: Sensitivity, shares: Sequence[float], *, least_ratio: float = 0.0
+) -> list[RankPlan]:
+    """Plans of budgets in ms that are these shares of the way, by ratio, from the fastest plan to dense.
+
+    Where dense is less than `least_ratio` times the fastest, the way ends there instead.
+    """
+    low = reachable_ms(run.network, table, losses) * 1.12
+    high = max(table.predict_ms(run.network, {}), least_ratio * low)
+    budgets = [float(f"{low * (high / low) ** share:.3g}") for share in shares]
+    clear_plans(run)
+    return plan_run(run, table, losses, budgets)
 
 
 def uniform(run: Run, table: LatencyTable, limit_ms: float) -> dict[str, Rank] | None:
@@ -148,11 +180,8 @@ def run_case(run: Run, runtime: Runtime, count: int, profiles: Path) -> dict[str
     device, protocol = LocalDevice(), MeasuringProtocol()
     table = table_of(run, runtime, device, profiles=profiles, protocol=protocol)
     losses = sensitivity_of(run, [table])
-    low, high = reachable_ms(run.network, table, losses) * 1.12, table.predict_ms(run.network, {})
-    generator = np.random.default_rng(0)
-    budgets = [float(f"{low * (high / low) ** share:.3g}") for share in sorted(generator.random(count))]
-    clear_plans(run)
-    plans = {item.name: item for item in plan_run(run, table, losses, budgets)}
+    shares = sorted(np.random.default_rng(0).random(count))
+    plans = {item.name: item for item in planned(run, table, losses, shares)}
     export_run(run, device, [runtime])
     manifest, log = verify_run(run, runtime, device, profiles=profiles, protocol=protocol)
     rivals, left_out = export_variants(run, [(runtime, each) for each in ("fp32", *RIVALS)])

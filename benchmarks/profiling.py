@@ -51,11 +51,11 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Four layers of width 256 and a classifier of the mean token: (N, L, 256) → (N, 10)."""
+    """Layers of width 256 and a classifier of the mean token: (N, L, 256) → (N, 10)."""
 
-    def __init__(self) -> None:
+    def __init__(self, layers: int = 4) -> None:
         super().__init__()
-        self.layers = nn.Sequential(*(Layer(256, 4) for _ in range(4)))
+        self.layers = nn.Sequential(*(Layer(256, 4) for _ in range(layers)))
         self.head = nn.Linear(256, 10)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1092,7 +1092,8 @@ class Variant(Value):
     precision: Precision
     file: str
     entry: str | None = Field(
-        default=None, description="signature or method of an elastic file; None: the file's only one"
+        default=None,
+        description="signature, method or function of a file that holds several; None: the file's only one",
     )
     sha256: str
     size_bytes: PositiveInt

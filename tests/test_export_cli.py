@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from maestro_edge.bundling import APPS
 from maestro_edge.devices import LocalDevice
+from maestro_edge.errors import BudgetError
 from maestro_edge.recipes.data import Split
 from maestro_edge.recipes.demo import spread_budgets
 from maestro_edge.recipes.run import Run, create
 from maestro_edge.recipes.steps import plan_run, profile_run, sensitivity_of, train_run
-from maestro_edge.runtimes import MeasuringProtocol
-from maestro_edge.runtimes.mil import quiet_coremltools
+from maestro_edge.recipes.variants import combine_run
+from maestro_edge.runtimes import MeasuringProtocol, digest, load, size_bytes
+from maestro_edge.runtimes.elastic import entry_name
+from maestro_edge.runtimes.jobs import with_entry
 from maestro_edge.training import TrainSettings
-from maestro_edge.values import Manifest
+from maestro_edge.values import Budget, Manifest
 from tests.command import here, refused
 from tests.conftest import FakeRuntime
 
@@ -43,23 +50,70 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-def test_export_tells_what_the_backend_took_and_combines(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
-    """Fed in NHWC, which the manifest says; Core ML files are functions of one package besides."""
+def export_combined(run: Run) -> Manifest:
+    """For LiteRT and, all in one package, for Core ML; fed in NHWC."""
     runtimes = ("--runtime", "litert", "--runtime", "coreml")
-
     done = here("export", str(run.folder), *runtimes, "--layout", "nhwc", "--combine", folder=run.folder)
-
     assert done.code == 0, done.err
+    return Manifest.load(run.manifest_path)
+
+
+@pytest.fixture(scope="module")
+def combined(run: Run) -> Manifest:
+    """Of the files of both runtimes; tests that export again leave the same."""
+    return export_combined(run)
+
+
+def test_export_tells_what_the_backend_took(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    """Of LiteRT alone; the manifest says the layout."""
+    manifest = export_combined(run)
+
     out = " ".join(capfd.readouterr().out.split())
     assert out.count("XNNPACK took") in (1, 2) and "run elsewhere" not in out
-    manifest = Manifest.load(run.manifest_path)
     assert (manifest.input.layout, manifest.input.shape[-1]) == ("NHWC", 1)
     assert [each.runtime for each in manifest.variants] == ["litert", "litert", "coreml", "coreml"]
     assert [each.delegated for each in manifest.variants] == [1, 1, None, None]
-    with quiet_coremltools() as coremltools:
-        package = run.folder / "files" / "coreml.mlpackage"
-        spec = coremltools.models.MLModel(str(package), skip_model_load=True).get_spec()
-    assert set(spec.mlProgram.functions) == {each.name for each in manifest.variants if each.runtime == "coreml"}
+
+
+def test_combined_variants_are_entries_of_one_package(combined: Manifest, run: Run) -> None:
+    """Each computes what it did in a package of its own; other runtimes' files are left as they are."""
+    runtime, package = load("coreml"), run.folder / "files" / "coreml.mlpackage"
+    images = torch.randn(4, *combined.input.shape[1:]).numpy()
+    *others, dense, made = combined.variants
+
+    together = [runtime.predict(with_entry(package, each.entry), images) for each in (dense, made)]
+
+    alone = [runtime.predict(package.with_name(f"{each.name}.mlpackage"), images) for each in (dense, made)]
+    assert np.allclose(together, alone, atol=1e-6) and not np.allclose(together[0], together[1], atol=1e-3)
+    assert (dense.entry, made.entry) == ("dense", entry_name(made.name.removeprefix("coreml-")))
+    for each in (dense, made):
+        assert (each.file, each.sha256, each.size_bytes) == (package.name, digest(package), size_bytes(package))
+    assert [(each.file, each.entry) for each in others] == [(f"{each.name}.tflite", None) for each in others]
+
+
+def test_a_combined_package_goes_to_an_iphone_once(combined: Manifest, run: Run, tmp_path: Path) -> None:
+    """The bundle has that package, and none of those it was made of; apps without Core ML do not get it."""
+    argv = ("bundle", str(run.folder), "--out", str(tmp_path), "--app")
+    ios, linux = (tmp_path / APPS[app].assets for app in ("ios", "linux"))
+
+    done = [here(*argv, app, folder=tmp_path) for app in ("ios", "linux")]
+
+    assert [each.code for each in done] == [0, 0], done
+    assert Manifest.load(ios / "manifest.json").variants == combined.variants[2:]
+    assert {each.name for each in ios.iterdir()} == {"coreml.mlpackage", "labels.txt", "manifest.json"}
+    assert not list(linux.glob("*.mlpackage"))
+
+
+def test_a_plan_that_bounds_bytes_is_not_combined(combined: Manifest, run: Run) -> None:
+    """Its file would hold others too; nothing is changed."""
+    *others, last = combined.variants
+    bounded = last.model_copy(update={"budgets": (Budget(quantity="size_bytes", limit=1e6),)})
+    manifest, before = combined.model_copy(update={"variants": (*others, bounded)}), run.manifest_path.read_bytes()
+
+    with pytest.raises(BudgetError, match="bounds the bytes of a file of its own: export without --combine"):
+        combine_run(run, manifest)
+
+    assert run.manifest_path.read_bytes() == before
 
 
 def test_export_for_other_hardware_says_that_nothing_was_run(run: Run, capfd: pytest.CaptureFixture[str]) -> None:

@@ -56,7 +56,7 @@ def export(
     ] = False,
     layout: Annotated[str, typer.Option(help="How apps feed images: nchw or nhwc.")] = "nchw",
     combine: Annotated[
-        bool, typer.Option("--combine", help="Also one Core ML package, a function for each Core ML file.")
+        bool, typer.Option("--combine", help="One Core ML package of all Core ML files, a function for each.")
     ] = False,
     device: DeviceName = "local",
     model: OwnModel = None,
@@ -81,7 +81,7 @@ def export(
             progress=step("export"),
         )
         if combine:
-            log.append(f"all Core ML files in one: {combine_run(opened, manifest)}")
+            manifest = combine_run(opened, manifest)
     for line in (*log, *delegation_lines(manifest)):
         console().print(line)
     console().print(variants_table(manifest))

@@ -32,6 +32,7 @@ from maestro_edge.runtimes.elastic import ElasticRuntime, entry_name, export_ela
 from maestro_edge.training import load_checkpoint
 from maestro_edge.values import (
     DENSE,
+    Budget,
     DeviceFacts,
     InputSpec,
     Layout,
@@ -49,6 +50,8 @@ __all__ = ["combine_run", "export_entries", "export_run", "export_variant", "exp
 _GATE_SAMPLES = 32
 _FILE_IMAGES = 2000
 """Images that a file is scored on by itself; each is a run of its own."""
+_COMBINED: Final = "coreml"
+"""The runtime whose files of one can be put together."""
 _ONLY_STATIC: Final = "executorch-ethos-u"
 """Of this hardware, which computes in int8 alone, the dense network and plans are exported in that."""
 
@@ -128,16 +131,30 @@ def export_variants(
     return variants, log
 
 
-def combine_run(run: Run, manifest: Manifest) -> Path:
-    """One Core ML package of all Core ML variants, a function each: files/coreml.mlpackage in the run's folder.
+def combine_run(run: Run, manifest: Manifest) -> Manifest:
+    """Put all Core ML variants into one package, files/coreml.mlpackage in the run's folder, as entries of it.
+
+    Saves and returns the manifest that says so. Their own packages stay where they are, for the next export.
 
     Raises:
+        BudgetError: a plan bounds the bytes of a file, which holds others too.
         ExportError: there are less than two, or a function does not compute what its variant does.
     """
-    files = {each.name: run.folder / "files" / each.file for each in manifest.variants if each.runtime == "coreml"}
-    path = run.folder / "files" / "coreml.mlpackage"
-    combine(files, path, images_as(manifest.input.layout, _gate_images(run)).numpy())
-    return path
+    files, path = run.folder / "files", run.folder / "files" / f"{_COMBINED}.mlpackage"
+    alone = [each for each in manifest.variants if each.runtime == _COMBINED]
+    for each in alone:
+        _refuse_bytes(each.name, each.budgets, "--combine")
+    entries = {each.name: entry_name(each.name.removeprefix(f"{_COMBINED}-")) for each in alone}
+    images = images_as(manifest.input.layout, _gate_images(run)).numpy()
+    combine({entries[each.name]: files / each.file for each in alone}, path, images)
+    together = {"file": path.name, "sha256": digest(path), "size_bytes": size_bytes(path)}
+    variants = tuple(
+        each.model_copy(update={**together, "entry": entries[each.name]}) if each.name in entries else each
+        for each in manifest.variants
+    )
+    manifest = manifest.model_copy(update={"variants": variants})
+    manifest.save(run.manifest_path)
+    return manifest
 
 
 def manifest_of(run: Run, device: DeviceFacts, variants: Sequence[Variant], layout: Layout = "NCHW") -> Manifest:
@@ -200,8 +217,7 @@ def export_entries(
         ExportError: a plan is not in fp32, or as runtimes.elastic.export_elastic().
     """
     for item in plans:
-        if any(budget.quantity == "size_bytes" for budget in item.budgets):
-            raise BudgetError(f"plan {item.name} bounds the bytes of a file of its own: export without --elastic")
+        _refuse_bytes(item.name, item.budgets, "--elastic")
     precision: Precision = next((item.precision for item in plans if item.precision != "fp32"), "fp32")
     path = run.folder / "files" / f"{runtime.name}-elastic{runtime.suffix}"
     records = [run.folder / "work" / "exports" / f"{path.stem}-{entry_name(item.tag)}.json" for item in plans]
@@ -235,6 +251,11 @@ def export_entries(
             ExportRecord(key=key, variant=variant).save(record)
     promised = [_promised(runtime, item) for item in plans]
     return [variant.model_copy(update=update) for variant, update in zip(made, promised, strict=True)]
+
+
+def _refuse_bytes(name: str, budgets: Sequence[Budget], option: str) -> None:
+    if any(budget.quantity == "size_bytes" for budget in budgets):
+        raise BudgetError(f"plan {name} bounds the bytes of a file of its own: export without {option}")
 
 
 def _described(

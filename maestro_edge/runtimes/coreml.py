@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from maestro_edge.errors import DeviceError, ExportError
 from maestro_edge.runtimes.agreement import LIMITS, compare
 from maestro_edge.runtimes.conversion import contiguous_copy, export_error, refuse_precision
+from maestro_edge.runtimes.jobs import of_entry
 from maestro_edge.runtimes.mil import Program, quiet_coremltools
 from maestro_edge.runtimes.probe import probe_module
 from maestro_edge.runtimes.protocol import Array, package_version
@@ -80,13 +81,14 @@ class CoreML:
             _convert(model, inputs, package, precision, path.name)
 
     def predict(self, path: Path, inputs: Array) -> Array:
-        """What the saved package gives for `inputs` (N, C, H, W), each sample alone: (N, ...).
+        """What the saved package, or one of its functions, gives for `inputs` (N, C, H, W), each alone: (N, ...).
 
         Raises:
             ExportError: the package cannot be read or checked here, or takes other inputs.
             MissingExtra: coremltools is not installed.
         """
-        return _run(Program(path), inputs)
+        package, function = of_entry(path)
+        return _run(Program(package, function or "main"), inputs)
 
     def measure(self, device: object, paths: Mapping[str, Path], protocol: object) -> NoReturn:
         """Core ML is timed by Apple's tools on Apple's devices.

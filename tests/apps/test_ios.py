@@ -24,6 +24,7 @@ from torch import nn
 
 from maestro_edge.bundling import bundle as make_bundle
 from maestro_edge.runtimes import digest, load, size_bytes
+from maestro_edge.runtimes.coreml import combine
 from maestro_edge.values import DeviceFacts, InputSpec, Manifest, MeasuredMs, Variant
 from tests.apps.ios.swift import Check, Swift, bring_swift
 
@@ -220,14 +221,20 @@ def app_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def apple_bundle(app_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle of all apps, and a Core ML package in it, which is a folder and was not measured."""
+    """The bundle of all apps; in it a Core ML package, which is a folder, and one of two functions."""
     folder = tmp_path_factory.mktemp("apple") / "bundle"
     shutil.copytree(app_bundle, folder)
     manifest = Manifest.load(folder / "manifest.json")
     package = folder / "coreml-dense.mlpackage"
-    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4)).eval()
-    load("coreml").export(model, (torch.zeros(manifest.input.shape),), package)
-    variants = (*manifest.variants, described(package, "coreml", None))
+    model, example = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4)).eval(), torch.zeros(manifest.input.shape)
+    load("coreml").export(model, (example,), package)
+    both = folder / "coreml.mlpackage"
+    combine({"large": package, "small": package}, both, example.numpy())
+    together = [
+        described(both, "coreml", None).model_copy(update={"name": f"coreml-{entry}", "entry": entry})
+        for entry in ("large", "small")
+    ]
+    variants = (*manifest.variants, *together, described(package, "coreml", None))
     manifest.model_copy(update={"variants": variants}).save(folder / "manifest.json")
     return folder
 
@@ -241,13 +248,14 @@ def broken(apple_bundle: Path, tmp_path: Path) -> Path:
 
 
 def test_a_bundle_opens_with_every_file(check: Check, apple_bundle: Path, broken: Path) -> None:
-    """Its files and folders are as the manifest says, however the folder is reached."""
+    """Its files and folders are as the manifest says, also where two variants share one, however it is reached."""
     names = [variant.name for variant in Manifest.load(apple_bundle / "manifest.json").variants]
 
     direct, linked = check.ask(bundles=[str(apple_bundle), str(broken)])["bundles"]
 
     assert "coreml-dense" in names
-    assert direct == linked == {"variants": names}
+    assert direct == linked
+    assert direct == {"variants": names, "entries": {"coreml-large": "large", "coreml-small": "small"}}
 
 
 def edit(folder: Path, change: Change) -> None:

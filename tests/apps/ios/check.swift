@@ -28,6 +28,7 @@ struct Request: Decodable {
 struct Answer: Encodable {
     struct Bundle: Encodable {
         var variants: [String] = []
+        var entries: [String: String] = [:]
         var refusal: String?
     }
 
@@ -83,6 +84,7 @@ func opened(_ path: String) throws -> Answer.Bundle {
         for variant in bundle.manifest.variants {
             _ = try checkedFile(in: bundle.folder, of: variant, sha256: sha256)
             answer.variants.append(variant.name)
+            answer.entries[variant.name] = variant.entry
         }
     } catch let failure as Failure {
         answer.refusal = failure.errorDescription
