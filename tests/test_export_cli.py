@@ -8,13 +8,12 @@ import pytest
 
 from maestro_edge.devices import LocalDevice
 from maestro_edge.recipes.data import Split
-from maestro_edge.recipes.demo import spread_budgets
 from maestro_edge.recipes.run import Run, create
 from maestro_edge.recipes.steps import plan_run, profile_run, sensitivity_of, train_run
 from maestro_edge.runtimes import MeasuringProtocol
 from maestro_edge.runtimes.mil import quiet_coremltools
 from maestro_edge.training import TrainSettings
-from maestro_edge.values import Manifest
+from maestro_edge.values import Budget, Manifest
 from tests.command import here, refused
 from tests.conftest import FakeRuntime
 
@@ -29,16 +28,16 @@ class Named(FakeRuntime):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """64 digits, one epoch, one plan on a table of exact times."""
+    """LeNet on 64 digits, one epoch, one plan on a table of exact times."""
     folder = tmp_path_factory.mktemp("export")
-    run = create(folder / "run", data="digits")
+    run = create(folder / "run", data="digits", model="maestro_edge.recipes.vision:lenet")
     few = Split(run.data.train.inputs[:64], run.data.train.targets[:64])
     run.__dict__["data"] = replace(run.data, train=few)
     train_run(run, dense=None, nested=ONE_EPOCH)
     runtime, device, protocol = Named(), LocalDevice(), MeasuringProtocol(pause_s=0)
     table = profile_run(run, runtime, device, profiles=folder / "profiles", protocol=protocol)
-    sensitivity = sensitivity_of(run, [table])
-    plan_run(run, table, sensitivity, spread_budgets(run.network, [table], sensitivity)[:1])
+    half = Budget(quantity="params", limit=run.network.params({}) / 2)
+    plan_run(run, table, sensitivity_of(run, [table]), [(half,)])
     device.close()
     return run
 

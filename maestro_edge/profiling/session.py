@@ -260,7 +260,8 @@ class _Session:
         """Files of whole networks by name, kept in the folder; times do not depend on the weights."""
         paths = {}
         for ranks in sets:
-            path = self.files / f"network-{_digest(ranks)}{self.runtime.suffix}"
+            low = {name: rank for name, rank in ranks.items() if rank != DENSE}  # the others are not cut
+            path = self.files / f"network-{_digest(low)}{self.runtime.suffix}"
             with _EXPORTS:  # several devices may be profiled at once: the first to come exports for all
                 if not path.exists():
                     self._export(cut(self.model, ranks).eval(), path)

@@ -30,8 +30,8 @@ __all__ = [
 def uncollected() -> Iterator[None]:
     """Suspend Python's cycle collector, which walks a converter's growing graphs over and over.
 
-    ExecuTorch spends nearly half of an export in it, for 5 % less memory at the peak. What the block leaves is
-    young still, and goes with the first collection after it.
+    ExecuTorch spends nearly half of an export in it, for 5 % less memory at the peak, Core ML a fifth and LiteRT a
+    tenth. What the block leaves is young still, and goes with the first collection after it.
     """
     was_enabled = gc.isenabled()
     gc.disable()
