@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from maestro_edge.errors import DeviceError, ExportError
 from maestro_edge.runtimes.agreement import LIMITS, compare
-from maestro_edge.runtimes.conversion import contiguous_copy, export_error, refuse_precision, uncollected
+from maestro_edge.runtimes.conversion import export_error, exported_program, refuse_precision, uncollected
 from maestro_edge.runtimes.mil import Program, quiet_coremltools
 from maestro_edge.runtimes.probe import probe_module
 from maestro_edge.runtimes.protocol import Array, package_version
@@ -222,9 +222,7 @@ _COMPRESSED: Final[Mapping[Precision, Callable[[Any, Any], Any]]] = {
 def _exported_program(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     # coremltools 9.0 drops the `approximate` of an exported GELU and would write every tanh GELU as an exact
     # one (https://github.com/apple/coremltools/pull/2863); spelled out, it finds the tanh GELU again
-    return torch.export.export(contiguous_copy(model), inputs).run_decompositions(
-        {torch.ops.aten.gelu.default: _gelu}
-    )
+    return exported_program(model, inputs).run_decompositions({torch.ops.aten.gelu.default: _gelu})
 
 
 def _gelu(x: Tensor, *, approximate: str = "none") -> Any:
