@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 from typer.testing import CliRunner
 
 from maestro_edge.cli import app
@@ -37,7 +38,7 @@ def maestro(*argv: str | Path, folder: Path, timeout_s: float = 880) -> Done:
 
 
 def here(*argv: str, folder: Path) -> Done:
-    """The same in this process, for what is refused: no second of imports a call."""
+    """The same in this process, without seconds of imports a call; what it prints is left out."""
     before = Path.cwd()
     os.chdir(folder)
     try:
@@ -46,6 +47,12 @@ def here(*argv: str, folder: Path) -> Done:
         os.chdir(before)
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     return Done(done.exit_code, done.stdout, done.stderr)
+
+
+def shown(*argv: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> Done:
+    """The same with what it prints, which goes to the file descriptor itself."""
+    done = here(*argv, folder=folder)
+    return done._replace(out=capfd.readouterr().out)
 
 
 def refused(done: Done) -> str:

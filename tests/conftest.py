@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from maestro_edge.errors import DeviceError, ExportError
 from maestro_edge.ordered import trace
 from maestro_edge.runtimes.probe import probe_module
 from maestro_edge.runtimes.protocol import Array, MeasuringProtocol
+from maestro_edge.runtimes.runner import LOADERS
 from maestro_edge.training import TrainSet
 from maestro_edge.values import Alone, LayerSpec, Precision, Rank, Timing, write_atomically
 
@@ -102,6 +104,16 @@ def layer_ms(spec: LayerSpec) -> float:
     return 0.001 + padded * spec.fan_in * math.prod(spec.output_size) / 1e6
 
 
+def outputs_of(runtime: str, path: Path, inputs: Array) -> Array:
+    """What the runner's `predict` gives, in this process: for files that are known to crash nothing."""
+    program = LOADERS[runtime](str(path), 1, None)
+    outputs = []
+    for sample in inputs:
+        program.feed(np.ascontiguousarray(sample[None]))
+        outputs.append(np.array(program.run()))
+    return np.concatenate(outputs)
+
+
 class TinyNet(nn.Module):
     """Two convolutions with BatchNorm and a classifier: (N, 1, 8, 8) → (N, 3)."""
 
@@ -135,3 +147,17 @@ def tiny_data(count: int = 96) -> TrainSet:
     for index, target in enumerate(targets.tolist()):
         images[index, :, :, 2 * target : 2 * target + 3] += 2
     return TrainSet(name="tiny", inputs=images, targets=targets, prepare=lambda x: x - 1)
+
+
+def write_mnist(folder: Path, count: int) -> None:
+    """Files of MNIST's form, `count` to train and validate on, 40 to test: bright rows tell the class."""
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for prefix, number in (("train", count), ("t10k", 40)):
+        targets = torch.arange(number) % 10
+        images = torch.randint(64, (number, 28, 28), generator=generator)
+        for index, target in enumerate(targets.tolist()):
+            images[index, 2 * target : 2 * target + 4] += 180
+        head, tail = struct.pack(">4I", 2051, number, 28, 28), struct.pack(">2I", 2049, number)
+        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(head + images.to(torch.uint8).numpy().tobytes())
+        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(tail + targets.to(torch.uint8).numpy().tobytes())

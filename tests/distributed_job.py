@@ -1,4 +1,4 @@
-"""What test_distributed.py starts in several processes: train() with its checkpoint in argv[1], or FSDP."""
+"""What test_distributed.py starts in several processes: train() with its checkpoint in argv[1], then FSDP."""
 
 from __future__ import annotations
 
@@ -88,7 +88,6 @@ def own_loop(rank: int = 0, world: int = 1) -> tuple[list[float], str]:
 
 def sharded(path: Path) -> None:
     """Write to `path` what own_loop() says on two processes: losses over both, and the refusal."""
-    distributed.init_process_group("gloo")
     losses, refusal = own_loop(distributed.get_rank(), distributed.get_world_size())
     total = torch.tensor(losses)
     distributed.all_reduce(total)
@@ -103,7 +102,5 @@ def sharded(path: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if sys.argv[1] == "sharded":
-        sharded(Path(sys.argv[2]))
-    else:
-        run(Path(sys.argv[1]))
+    run(Path(sys.argv[1]))  # its accelerator has the processes join a group
+    sharded(Path(sys.argv[1]) / "sharded.json")

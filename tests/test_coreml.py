@@ -83,7 +83,7 @@ class StockEncoder(nn.Module):
 
 
 class Pools(nn.Module):
-    """Pools with padding, with and without the border in the average, rounded down and up."""
+    """Pools with padding, with and without the border in the average, rounded down and up, of a stride or none."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.max_pool2d(x, 3, 2, 1)
@@ -92,6 +92,7 @@ class Pools(nn.Module):
         x = torch.cat(
             [F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, count_include_pad=own) for own in (True, False)], 1
         )
+        x = torch.cat([F.max_pool2d(x, 2), F.avg_pool2d(x, 2)], dim=1)
         return x.flatten(1)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -20,7 +20,6 @@ from maestro_edge.training import load_checkpoint, restore_model
 from tests.distributed_job import Plain, own_loop, run
 
 ROOT = Path(__file__).parents[1]
-JOB = [sys.executable, "-W", "ignore", "-m", "tests.distributed_job"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
@@ -37,10 +36,13 @@ def assert_equal(found: nn.Module, wanted: nn.Module) -> None:
         torch.testing.assert_close(state[name], value, atol=2e-5, rtol=1e-4)
 
 
-def torchrun(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return subprocess.run(
-        [*command, "-m", "tests.distributed_job", *arguments],
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes under torchrun leave: the checkpoint of a training, and of an own loop sharded.json."""
+    folder = tmp_path_factory.mktemp("together")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*command, "-m", "tests.distributed_job", str(folder)],
         env=ENVIRONMENT,
         cwd=ROOT,
         capture_output=True,
@@ -48,29 +50,26 @@ def torchrun(processes: int, *arguments: str) -> subprocess.CompletedProcess[str
         timeout=600,
         check=False,
     )
-
-
-def test_two_processes_train_what_one_does(tmp_path: Path, alone: nn.Module) -> None:
-    """Under torchrun with gloo: same batches, same ranks, same shrinking, and so the same weights."""
-    done = torchrun(2, str(tmp_path))
-
     assert done.returncode == 0, done.stderr[:4000]
-    found = restore_model(Plain(), *load_checkpoint(tmp_path))
+    return folder
+
+
+def test_two_processes_train_what_one_does(together: Path, alone: nn.Module) -> None:
+    """Under torchrun with gloo: same batches, same ranks, same shrinking, and so the same weights."""
+    found = restore_model(Plain(), *load_checkpoint(together))
+
     ranks = {name: layer.rank for name, layer in ordered_layers(found).items()}
     assert ranks == {name: layer.rank for name, layer in ordered_layers(alone).items()}
     assert min(ranks.values()) < 60
     assert_equal(found, alone)
 
 
-def test_sharded_factors_train_alike_and_are_not_penalised(tmp_path: Path) -> None:
+def test_sharded_factors_train_alike_and_are_not_penalised(together: Path) -> None:
     """FSDP: an own loop on two processes is the one on whole parameters; what needs those is refused."""
-    path = tmp_path / "sharded.json"
+    losses, refusal = json.loads((together / "sharded.json").read_text())
 
-    done = torchrun(2, "sharded", str(path))
-
-    assert done.returncode == 0, done.stderr[:4000]
-    losses, refusal = json.loads(path.read_text())
     alone, accepted = own_loop()
+
     assert losses == pytest.approx(alone, rel=1e-4)
     assert "the factors of 'hidden1' are sharded (FSDP)" in refusal
     assert accepted == ""
@@ -94,18 +93,21 @@ def test_micro_batches_train_what_the_whole_batch_does(accumulate: int, alone: n
 
 def test_a_killed_training_leaves_a_checkpoint_that_loads_and_goes_on(tmp_path: Path, alone: nn.Module) -> None:
     """SIGKILL at any moment: what the folder holds is whole, and the resumed run ends where it would have."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["accelerate", "tests.distributed_job"])  # imported once, not by each process
     for delay_s in (0.0, 0.05, 0.13):
-        process = subprocess.Popen([*JOB, str(tmp_path)], env=ENVIRONMENT, cwd=ROOT)
         deadline = time.monotonic() + 600
         before = (tmp_path / "checkpoint.json").stat().st_mtime if (tmp_path / "checkpoint.json").exists() else 0.0
-        while process.poll() is None and time.monotonic() < deadline:
+        process = context.Process(target=run, args=(tmp_path,))
+        process.start()
+        while process.is_alive() and time.monotonic() < deadline:
             path = tmp_path / "checkpoint.json"
             if path.exists() and path.stat().st_mtime > before:
                 break
             time.sleep(0.005)
         time.sleep(delay_s)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
 
         checkpoint, tensors = load_checkpoint(tmp_path)
         restore_model(Plain(), checkpoint, tensors)

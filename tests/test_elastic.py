@@ -20,6 +20,7 @@ from maestro_edge.runtimes.jobs import of_entry, with_entry
 from maestro_edge.runtimes.norms import fold_norms
 from maestro_edge.training import recalibrate
 from maestro_edge.values import Rank
+from tests.conftest import outputs_of
 
 ELASTIC = ("executorch", "litert")
 QUICK = MeasuringProtocol(rounds=2, warmup_ms=0, slice_ms=0.1, repeats=0)
@@ -88,7 +89,7 @@ def test_every_entry_computes_its_plan(elastic: tuple[str, Path], models: dict[s
     """With norms, activations and residual sums of all kinds, to the rounding of fp32."""
     name, path = elastic
 
-    outputs = {entry: load(name).predict(with_entry(path, entry), samples(4).numpy()) for entry in models}
+    outputs = {entry: outputs_of(name, with_entry(path, entry), samples(4).numpy()) for entry in models}
 
     for entry, model in models.items():
         with torch.no_grad():

@@ -21,7 +21,7 @@ from maestro_edge.runtimes.agreement import compare
 from maestro_edge.runtimes.executorch import ExecuTorch
 from maestro_edge.runtimes.litert import LiteRT
 from maestro_edge.values import DENSE, LatencyTable, LayerSpec, Precision, Rank
-from tests.conftest import FakeRuntime
+from tests.conftest import FakeRuntime, outputs_of
 
 QUICK = MeasuringProtocol(rounds=4, warmup_ms=1, slice_ms=1, repeats=0)
 SHAPE = (1, 8, 8)
@@ -87,7 +87,7 @@ def dynamic(network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> dic
 def sqnr_db(network: nn.Module, name: str, path: Path) -> float:
     """On images that no calibration has seen, fed as floats."""
     samples = images(24, 100)
-    return compare(network(samples).numpy(), load(name).predict(path, samples.numpy())).sqnr_db
+    return compare(network(samples).numpy(), outputs_of(name, path, samples.numpy())).sqnr_db
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -273,7 +273,7 @@ def test_litert_probes_run_in_int8(spec: LayerSpec, rank: Rank, precision: Preci
 
     for each, path in paths.items():
         runtime.write_probe(spec, rank, path, each)
-    exact, rounded = (runtime.predict(path, x) for path in paths.values())
+    exact, rounded = (outputs_of("litert", path, x) for path in paths.values())
 
     assert compare(exact, rounded).sqnr_db > 10
     layers = [inputs for name, inputs in graph(paths[precision]) if "CONV" in name or name == "FULLY_CONNECTED"]

@@ -32,8 +32,10 @@ from maestro_edge.ordered import (
 from maestro_edge.runtimes import MeasuringProtocol, export, load
 from maestro_edge.runtimes.probe import probe_module
 from maestro_edge.values import DENSE, LayerSpec, Rank
+from tests.conftest import outputs_of
 
 quick = settings(max_examples=40, deadline=None)
+ONCE = MeasuringProtocol(rounds=2, warmup_ms=0, slice_ms=0.1, repeats=0)
 
 
 def every(name: str, module: nn.Module) -> bool:
@@ -557,34 +559,46 @@ def test_a_probe_is_the_layer_that_its_spec_describes(spec: LayerSpec, rank: Ran
 
 @pytest.mark.parametrize(("spec", "rank"), SPECS, ids=str)
 def test_a_litert_probe_of_every_kind_runs(spec: LayerSpec, rank: Rank, tmp_path: Path) -> None:
-    """Channels last, a sequence as an image one wide, ids as 32-bit integers; timed on inputs of its own."""
-    runtime, path, device = load("litert"), tmp_path / "probe.tflite", LocalDevice()
+    """Channels last, a sequence as an image one wide, ids as 32-bit integers."""
+    path = tmp_path / "probe.tflite"
     wide = (*spec.input_size, 1) if spec.kind == "conv1d" else spec.input_size
     inputs = example(spec, 1, *wide, *(() if spec.kind == "embedding" else (spec.in_channels,)))
 
-    runtime.write_probe(spec, rank, path)
-    output = runtime.predict(path, inputs.numpy())
+    load("litert").write_probe(spec, rank, path)
+    output = outputs_of("litert", path, inputs.numpy())
 
     one = (1,) if spec.kind == "conv1d" else ()
     assert output.shape == (1, *spec.output_size, *one, spec.out_channels)
     assert abs(output).max() > 0
-    assert runtime.measure(device, {"probe": path}, MeasuringProtocol(rounds=2))["probe"].median_ms > 0
+
+
+def test_litert_probes_of_every_kind_are_timed(tmp_path: Path) -> None:
+    """Side by side, each on inputs of its own kind."""
+    runtime, device = load("litert"), LocalDevice()
+    paths = {str(index): tmp_path / f"{index}.tflite" for index in range(len(SPECS))}
+    for (spec, rank), path in zip(SPECS, paths.values(), strict=True):
+        runtime.write_probe(spec, rank, path)
+
+    timings = runtime.measure(device, paths, ONCE)
+
     device.close()
+    assert set(timings) == set(paths) and all(timing.median_ms > 0 for timing in timings.values())
 
 
-@pytest.mark.parametrize("index", [0, 4, 5], ids=["conv1d", "spatial", "embedding"])
-def test_an_executorch_probe_of_every_kind_runs(index: int, tmp_path: Path) -> None:
-    """Also with 64-bit ids as its input."""
-    spec, rank = SPECS[index]
-    runtime, path, device = load("executorch"), tmp_path / "probe.pte", LocalDevice()
-    inputs = probe_module(spec, rank)[1][0]
+def test_executorch_probes_of_every_kind_run(tmp_path: Path) -> None:
+    """Also with 64-bit ids as their input; timed side by side."""
+    runtime, device, paths = load("executorch"), LocalDevice(), {}
+    for index, (spec, rank) in enumerate((SPECS[0], SPECS[4], SPECS[5])):
+        path, inputs = tmp_path / f"{index}.pte", probe_module(spec, rank)[1][0]
 
-    runtime.write_probe(spec, rank, path)
+        runtime.write_probe(spec, rank, path)
+        output = outputs_of("executorch", path, inputs.numpy())
 
-    output = runtime.predict(path, inputs.numpy())
-    channels = output.shape[1] if spec.kind.startswith("conv") else output.shape[-1]
-    assert channels == spec.out_channels
-    assert runtime.measure(device, {"probe": path}, MeasuringProtocol(rounds=2))["probe"].median_ms > 0
+        channels = output.shape[1] if spec.kind.startswith("conv") else output.shape[-1]
+        assert channels == spec.out_channels, spec
+        paths[str(index)] = path
+    timings = runtime.measure(device, paths, ONCE)
+    assert len(timings) == 3 and all(timing.median_ms > 0 for timing in timings.values())
     device.close()
 
 

@@ -20,7 +20,7 @@ from maestro_edge.runtimes.jobs import python_versions, run_job, version_on
 from maestro_edge.runtimes.native import ARCHITECTURES, build, push_native
 from maestro_edge.runtimes.protocol import predict_on, run_alone
 from maestro_edge.values import DeviceFacts
-from tests.conftest import TinyNet
+from tests.conftest import TinyNet, outputs_of
 
 QUICK = MeasuringProtocol(rounds=4, warmup_ms=1, slice_ms=1, repeats=0)
 HOSTILE = ['say "hi"\nname x', "$(touch broken); 'é' \\ {}", ""]
@@ -103,7 +103,7 @@ def test_outputs_are_pythons(name: str, folder: Path) -> None:
 
     outputs = predict_on(Phone(), "executorch", folder / name, inputs)
 
-    expected = RUNTIME.predict(folder / name, inputs)
+    expected = outputs_of("executorch", folder / name, inputs)
     assert outputs.shape == expected.shape and outputs.dtype == expected.dtype
     assert float(np.abs(outputs - expected).max()) < 1e-5 < float(np.abs(expected).max())
 

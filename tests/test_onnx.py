@@ -259,7 +259,7 @@ def test_a_device_without_it_says_what_to_install() -> None:
 def test_a_table_and_a_plan_are_made_with_it(tmp_path: Path) -> None:
     """Rows come from inside whole networks, and a plan chooses among them."""
     torch.manual_seed(0)
-    model, inputs = order(TinyNet(32).eval(), where=["conv2"]), (torch.randn(1, 1, 8, 8),)
+    model, inputs = order(TinyNet(24).eval(), where=["conv2"]), (torch.randn(1, 1, 8, 8),)
     device = LocalDevice()
 
     table = profile(model, inputs, ONNX(), device, folder=tmp_path, protocol=QUICK)
@@ -277,5 +277,5 @@ def test_a_table_and_a_plan_are_made_with_it(tmp_path: Path) -> None:
     made = plan(network, table, losses, 1000.0)
     assert (table.runtime, table.source) == ("onnx", "measured")
     assert {row.method for row in table.rows} == {"in-model"}
-    assert list(cuts) == [8, 16, 24]
+    assert list(cuts) == [8, 16]
     assert (made.runtime, made.predicted_ms <= 1000) == ("onnx", True)

@@ -109,6 +109,19 @@ def test_prediction_is_exact_where_times_add_up(ordered: nn.Module, tmp_path: Pa
     assert calibration.loo_mape < 1e-6
 
 
+def test_a_network_that_is_drawn_twice_is_one_file(ordered: nn.Module, tmp_path: Path) -> None:
+    """A layer drawn dense is one that is not cut; each is timed all the same."""
+    table, runtime = measured(ordered, tmp_path), FakeRuntime()
+
+    networks = measure_networks(
+        ordered, EXAMPLE, table, runtime, LocalDevice(), folder=tmp_path / "check", count=8, seed=7
+    )
+
+    cuts = {str({name: rank for name, rank in item.ranks.items() if rank != DENSE}) for item in networks}
+    assert len(networks) == 9
+    assert runtime.exports == len(cuts) < 9
+
+
 class Failing(FakeRuntime):
     """Loses its connection at the n-th measurement."""
 

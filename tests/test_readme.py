@@ -32,13 +32,13 @@ def test_the_python_version_runs_in_eight_lines(tmp_path: Path, capsys: pytest.C
     assert len([line for line in code.splitlines() if line and not line.startswith("import")]) == 8
     digits = datasets.load("digits")
     model = nn.Sequential(
-        nn.Conv2d(1, 64, 3, stride=4),
+        nn.Conv2d(1, 48, 3, stride=4),
         nn.ReLU(),
-        nn.Conv2d(64, 64, 3),
+        nn.Conv2d(48, 48, 3),
         nn.ReLU(),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-        nn.Linear(64, 10),
+        nn.Linear(48, 10),
     )
     batches = [digits.normalise(digits.train.inputs[:128])]
     train_set = me.TrainSet("digits", digits.train.inputs[:192], digits.train.targets[:192], digits.normalise)

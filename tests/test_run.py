@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from maestro_edge.devices import LocalDevice
-from maestro_edge.errors import BudgetError, CheckpointError, TableError
+from maestro_edge.errors import BudgetError, CheckpointError, DataError, TableError
 from maestro_edge.planning import account, reachable_ms
 from maestro_edge.recipes.bundles import bundle_run
 from maestro_edge.recipes.chains import Chain, chain_sampler
@@ -134,6 +134,18 @@ class Planned:
 @pytest.fixture(scope="module")
 def planned(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Planned:
     return Planned(trained, tmp_path_factory.mktemp("tables"))
+
+
+def test_a_table_that_could_not_be_kept_is_not_measured(trained: Run, tmp_path: Path) -> None:
+    """A file stands where its folder should be: that is told before the work, not behind it."""
+    runtime, device = FakeRuntime(), LocalDevice()
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(DataError, match=r"file/profiles: cannot be written \(.*/file is no folder\): choose"):
+        profile_run(trained, runtime, device, profiles=tmp_path / "file" / "profiles", protocol=PROTOCOL)
+
+    device.close()
+    assert (runtime.measured, runtime.exports) == ([], 0)
 
 
 def test_a_chain_can_come_from_measured_milliseconds(planned: Planned, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from maestro_edge.runtimes.agreement import compare
 from maestro_edge.runtimes.protocol import Array, TracingRuntime
 from maestro_edge.runtimes.silence import silence
 from maestro_edge.values import DENSE, LayerSpec, Rank
-from tests.conftest import FakeRuntime, TinyNet
+from tests.conftest import FakeRuntime, TinyNet, outputs_of
 
 TIMED = ("executorch", "litert", "onnx")
 QUICK = MeasuringProtocol(rounds=4, warmup_ms=1, slice_ms=1, repeats=0)
@@ -266,7 +266,7 @@ def test_litert_probes_have_the_shape_of_the_layer(spec: LayerSpec, rank: Rank, 
     runtime.write_probe(spec, rank, path)
 
     shape = (*spec.input_size, spec.in_channels)
-    output = runtime.predict(path, samples(1, *shape).numpy())
+    output = outputs_of("litert", path, samples(1, *shape).numpy())
     assert output.shape == (1, *spec.output_size, spec.out_channels)
     assert np.abs(output).max() > 0
     assert spec.activation == "none" or output.min() == 0

@@ -249,7 +249,7 @@ def report(
 
     opened = open_run(run, model=model)
     made_on = sorted({(item.runtime, item.precision) for item in opened.plans()})
-    with claimed(device) as connected:
+    with claimed(device, alone=False) as connected:
         tables = [
             load_table(
                 opened, load_runtimes([name])[0], connected, profiles=profiles, threads=threads, precision=each

@@ -245,7 +245,7 @@ def _measured_table(
         return None
     from maestro_edge.recipes.steps import load_runtimes, load_table
 
-    with claimed("local") as device:
+    with claimed("local", alone=False) as device:
         return load_table(run, load_runtimes([runtime])[0], device, profiles=profiles, threads=1)
 
 

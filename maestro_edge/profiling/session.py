@@ -81,7 +81,8 @@ class _Whole(NamedTuple):
 
     @property
     def digest(self) -> str:
-        return _digest([self.ranks, self.int8] if self.int8 else self.ranks)
+        low = {layer: rank for layer, rank in self.ranks.items() if rank != DENSE}  # the others are not cut
+        return _digest([low, self.int8] if self.int8 else low)
 
 
 def profile(

@@ -38,7 +38,15 @@ from maestro_edge.training import (
     start_tracking,
     train,
 )
-from maestro_edge.values import Cut, LatencyTable, Manifest, Precision, RankPlan, Sensitivity
+from maestro_edge.values import (
+    Cut,
+    LatencyTable,
+    Manifest,
+    Precision,
+    RankPlan,
+    Sensitivity,
+    refuse_unwritable,
+)
 
 __all__ = [
     "PredictionCheck",
@@ -231,7 +239,12 @@ def profile_run(
     gauge: bool = False,
     progress: Progress | None = None,
 ) -> LatencyTable:
-    """Measure the run's model on a device, and write the table to `profiles`."""
+    """Measure the run's model on a device, and write the table to `profiles`.
+
+    Raises:
+        DataError: `profiles` cannot be written; nothing was measured.
+    """
+    refuse_unwritable(profiles)
     table = profile(
         run.ordered,
         run.example,

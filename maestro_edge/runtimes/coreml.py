@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from maestro_edge.errors import DeviceError, ExportError
 from maestro_edge.runtimes.agreement import LIMITS, compare
-from maestro_edge.runtimes.conversion import contiguous_copy, export_error, refuse_precision
+from maestro_edge.runtimes.conversion import export_error, exported_program, refuse_precision, uncollected
 from maestro_edge.runtimes.jobs import of_entry
 from maestro_edge.runtimes.mil import Program, quiet_coremltools
 from maestro_edge.runtimes.probe import probe_module
@@ -169,7 +169,7 @@ def _new_package(path: Path) -> Iterator[Path]:
 
 def _convert(model: nn.Module, inputs: tuple[Tensor, ...], package: Path, precision: Precision, name: str) -> None:
     names = ["input"] if len(inputs) == 1 else [f"input_{index}" for index in range(len(inputs))]
-    with quiet_coremltools() as coremltools:
+    with uncollected(), quiet_coremltools() as coremltools:
         tensor_type = coremltools.TensorType
         try:
             converted = coremltools.convert(
@@ -224,9 +224,7 @@ _COMPRESSED: Final[Mapping[Precision, Callable[[Any, Any], Any]]] = {
 def _exported_program(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     # coremltools 9.0 drops the `approximate` of an exported GELU and would write every tanh GELU as an exact
     # one (https://github.com/apple/coremltools/pull/2863); spelled out, it finds the tanh GELU again
-    return torch.export.export(contiguous_copy(model), inputs).run_decompositions(
-        {torch.ops.aten.gelu.default: _gelu}
-    )
+    return exported_program(model, inputs).run_decompositions({torch.ops.aten.gelu.default: _gelu})
 
 
 def _gelu(x: Tensor, *, approximate: str = "none") -> Any:

@@ -14,8 +14,8 @@ from maestro_edge.devices import Device
 from maestro_edge.errors import DeviceError, ExportError, MissingExtra
 from maestro_edge.runtimes.conversion import (
     calibration_inputs,
-    contiguous_copy,
     export_error,
+    exported_program,
     refuse_precision,
     uncollected,
 )
@@ -122,7 +122,7 @@ class ExecuTorch:
             except ImportError as error:
                 raise self._missing(error) from error
             try:
-                program = torch.export.export(contiguous_copy(model), inputs)
+                program = exported_program(model, inputs)
                 if quantizer is not None:
                     program = torch.export.export(_quantized(program, quantizer, samples or inputs), inputs)
                 lowered = to_edge_transform_and_lower(program, partitioner=[partitioner])

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from maestro_edge.devices import Device
 from maestro_edge.errors import DeviceError, ExportError, MissingExtra
-from maestro_edge.runtimes.conversion import calibration_inputs, contiguous_copy, export_error, refuse_precision
+from maestro_edge.runtimes.conversion import (
+    calibration_inputs,
+    contiguous_copy,
+    export_error,
+    refuse_precision,
+    uncollected,
+)
 from maestro_edge.runtimes.delegation import of_tflite
 from maestro_edge.runtimes.elastic_litert import Product, overlap_buffers
 from maestro_edge.runtimes.jobs import version_on
@@ -93,7 +99,7 @@ class LiteRT:
 
     def export_entries(self, models: Mapping[str, nn.Module], inputs: tuple[Tensor, ...], path: Path) -> None:
         """A signature for each model; inputs and outputs are called as in a file of one."""
-        with silence(), tempfile.TemporaryDirectory() as folder:
+        with silence(), uncollected(), tempfile.TemporaryDirectory() as folder:
             try:
                 import litert_torch
             except ImportError as error:
@@ -162,7 +168,7 @@ def _export(
     module: nn.Module, inputs: tuple[Tensor, ...], path: Path, in_precision: Callable[[bytes], bytes]
 ) -> Delegation:
     """Convert in fp32, then let `in_precision` change what the file holds."""
-    with silence(), tempfile.TemporaryDirectory() as folder:
+    with silence(), uncollected(), tempfile.TemporaryDirectory() as folder:
         try:
             import litert_torch
         except ImportError as error:

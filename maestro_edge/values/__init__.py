@@ -13,6 +13,7 @@ from maestro_edge.values.base import (
     Saved,
     Source,
     Value,
+    refuse_unwritable,
     write_atomically,
 )
 from maestro_edge.values.budgets import Budget, check_budget, check_budgets
@@ -74,6 +75,7 @@ __all__ = [
     "Variant",
     "check_budget",
     "check_budgets",
+    "refuse_unwritable",
     "variant_name",
     "write_atomically",
 ]

@@ -26,6 +26,7 @@ __all__ = [
     "Saved",
     "Source",
     "Value",
+    "refuse_unwritable",
     "write_atomically",
 ]
 
@@ -139,3 +140,16 @@ def write_atomically(path: Path, content: bytes) -> None:
             aside.unlink()
         reason = error.strerror or error
         raise DataError(f"{path}: cannot be written ({reason}): choose a folder you may write to") from error
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Refuse before long work what write_atomically() would fail with behind it; nothing is made.
+
+    Raises:
+        DataError: the folder, or what is there of the path to it, cannot be written.
+    """
+    folder = Path(folder)
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    reason = "is no folder" if not there.is_dir() else "" if os.access(there, os.W_OK) else "is read-only"
+    if reason:
+        raise DataError(f"{folder}: cannot be written ({there} {reason}): choose a folder you may write to")
