@@ -173,8 +173,9 @@ def classify(capfd: pytest.CaptureFixture[str]) -> Run:
     """The app in this process, for what does not depend on the process: no second of imports a run."""
 
     def classify(*args: object) -> subprocess.CompletedProcess[str]:
-        code = app.main([str(each) for each in args])
-        return subprocess.CompletedProcess(args, code, *capfd.readouterr())
+        argv = [str(each) for each in args]
+        code = app.main(argv)
+        return subprocess.CompletedProcess(argv, code, *capfd.readouterr())
 
     return classify
 
