@@ -1,6 +1,7 @@
 """The paper's rows: LeNet on MNIST over its λ grid, and ResNet-18 on CIFAR-10 cut without retraining.
 
     python -m benchmarks.paper_rows DATA_FOLDER [--rows lenet resnet18] [--seeds 0 1 2] [--work FOLDER]
+        [--images 10000] [--epochs 8] [--out FOLDER]
 
 Writes results/paper_rows.json and .png as results come; what is there already is kept. One thread. With --work, an
 interrupted training of ResNet-18 goes on where it was.
@@ -12,7 +13,8 @@ trained for one more.
 
 ResNet-18, once (seed 0), on a part of the training images: dense (ordered after training by the whitened SVD), the
 paper's method and ours are trained for the same cost; each is cut to three sizes without retraining, and each cut
-network is polished for one epoch.
+network is polished for one epoch. With other --images and --epochs (all: 50000, less the validation split) the
+results go to an --out of their own.
 """
 
 from __future__ import annotations
@@ -199,7 +201,8 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
             scores = [found["whole"]["top1"], *(cut[kind] for cut in found["cuts"])]
             label = f"{way}, {'polished' if kind == 'polished' else 'not retrained'}"
             right.plot(gmacs, scores, style, color=f"C{index}", label=label)
-    right.set_title(f"ResNet-18 on {RESNET18.train:,} images of CIFAR-10")
+    images = result.get("resnet18", {}).get("train", RESNET18.train)
+    right.set_title(f"ResNet-18 on {images:,} images of CIFAR-10")
     right.set_xlabel("GMACs")
     for axes in (left, right):
         axes.set_ylabel("test top-1 %")
@@ -216,6 +219,8 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of LeNet")
     parser.add_argument("--ways", nargs="+", default=list(RESNET18_WAYS), choices=RESNET18_WAYS)
     parser.add_argument("--work", type=Path, help="folder of ResNet-18's checkpoints")
+    parser.add_argument("--images", type=int, default=RESNET18.train, help="that train ResNet-18")
+    parser.add_argument("--epochs", type=int, default=RESNET18.settings.epochs, help="of the dense ResNet-18")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -240,10 +245,13 @@ def main() -> None:
             result["summary"] = summary(trials)
             save()
     if "resnet18" in given.rows:
-        found = result.setdefault(
-            "resnet18", {"train": RESNET18.train, "settings": RESNET18.settings.model_dump()}
-        )
-        trial = Trial("cifar10", RESNET18, given.data, seed=0)
+        settings = RESNET18.settings.model_copy(update={"epochs": given.epochs})
+        found = result.setdefault("resnet18", {"train": given.images, "settings": settings.model_dump()})
+        images, epochs = found["train"], found["settings"]["epochs"]
+        if (images, epochs) != (given.images, given.epochs):
+            parser.error(f"{path} has rows of {images} images and {epochs} epochs: give another --out")
+        task = dataclasses.replace(RESNET18, train=given.images, settings=settings)
+        trial = Trial("cifar10", task, given.data, seed=0)
         ratios = found.setdefault("step_ratios", {"dense": 1.0})
         for way in given.ways:
             if way not in ratios:
