@@ -111,9 +111,11 @@ def profile(
 
     from maestro_edge.recipes.run import open_run
     from maestro_edge.recipes.steps import load_runtimes
+    from maestro_edge.values import refuse_unwritable
 
     load_runtimes(runtime or TIMED)
     open_run(run, model=model)
+    refuse_unwritable(profiles)  # before a device is waited for
     names = device or ["local"]
     protocol = protocol_of(threads).model_copy(update={"cool_to_c": cool_to})
     protocol = protocol.flow_only() if emulated else protocol
