@@ -90,13 +90,15 @@ def exported(name: str, runtime_name: str, precision: Precision | None, folder: 
         "export_s": round(time.perf_counter() - begin, 2),
         "cpu_s": round(time.process_time(), 2),
         "peak_mib": round(peak / 1024),
+        "threads": torch.get_num_threads(),
     }
 
 
 def measured(name: str, runtime: str, kind: str) -> dict[str, Any]:
     """One export in a fresh process: `seconds` are from its start to its end, Python's and torch's own included.
 
-    `cpu_s` are its processor seconds, and `load` how many processes wanted to run meanwhile.
+    `export_s` are those of the call alone, `cpu_s` processor seconds of the whole process, and `load` is how many
+    processes wanted to run meanwhile.
     """
     row = {"network": name, "runtime": runtime, "kind": kind}
     before, begin = os.getloadavg()[0], time.perf_counter()
@@ -125,7 +127,6 @@ def main() -> None:
     parser.add_argument("kind")
     parser.add_argument("folder", type=Path)
     given = parser.parse_args()
-    torch.set_num_threads(1)
     precision = None if given.kind == "elastic" else given.kind
     print(json.dumps(exported(given.network, given.runtime, precision, given.folder)))
 
