@@ -344,10 +344,10 @@ def test_what_cannot_be_mixed_says_so(table: LatencyTable, tmp_path: Path) -> No
     """A runtime of one precision, a fleet, an elastic file, a dense network without a plan: a line each."""
     model, samples = cut(mlp(), {}), torch.randn(4, 128)
 
-    with pytest.raises(ExportError, match="a fake file has one precision for all layers") as caught:
+    with pytest.raises(ExportError, match="files of fake have one precision for all layers") as caught:
         profile(mlp(), X, FakeRuntime(), LocalDevice(), folder=tmp_path, precision="mixed")
     assert "\n" not in str(caught.value)
-    with pytest.raises(ExportError, match="a coreml file has one precision for all layers"):
+    with pytest.raises(ExportError, match="files of coreml have one precision for all layers"):
         export(model, samples, tmp_path / "x", load("coreml"), precision="mixed", int8=["0"])
     with pytest.raises(ExportError, match="no use for mixed: choose fp32, fp16, int8-dynamic or int8-static"):
         load("litert").export(model, X, tmp_path / "x", "mixed")

@@ -200,7 +200,7 @@ def mixing(runtime: Runtime) -> MixingRuntime:
     """
     if not isinstance(runtime, MixingRuntime):
         raise ExportError(
-            f"a {runtime.name} file has one precision for all layers, it cannot be mixed: choose another runtime, "
+            f"files of {runtime.name} have one precision for all layers, none is mixed: choose another runtime, "
             "such as litert, or another precision"
         )
     return runtime
