@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from maestro_edge.devices import LocalDevice
 from maestro_edge.errors import DeviceError, ExportError
 from maestro_edge.ordered import cut, order
-from maestro_edge.runtimes import MeasuringProtocol, export, load, size_bytes
+from maestro_edge.runtimes import MeasuringProtocol, load, size_bytes
 from maestro_edge.runtimes.elastic import entry_name, export_elastic, owners
 from maestro_edge.runtimes.jobs import of_entry, with_entry
 from maestro_edge.runtimes.norms import fold_norms
@@ -102,7 +102,7 @@ def test_weights_are_stored_once(elastic: tuple[str, Path], models: dict[str, nn
     """Beyond the largest plan alone there is what it does not hold, and the description of three graphs."""
     name, path = elastic
     runtime = load(name)
-    export(models["half"], samples(2), tmp_path / f"half{runtime.suffix}", runtime)
+    runtime.export(models["half"], (samples(1),), tmp_path / f"half{runtime.suffix}")
 
     beyond = size_bytes(path) - size_bytes(tmp_path / f"half{runtime.suffix}")
 

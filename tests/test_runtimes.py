@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from maestro_edge.errors import DeviceError, ExportError, MissingExtra
 from maestro_edge.ordered import cut, order, trace
 from maestro_edge.runtimes import RUNTIMES, MeasuringProtocol, digest, export, load, size_bytes
 from maestro_edge.runtimes.agreement import compare
-from maestro_edge.runtimes.protocol import Array, TracingRuntime
+from maestro_edge.runtimes.protocol import Array, Runtime, TracingRuntime
 from maestro_edge.runtimes.silence import silence
 from maestro_edge.values import DENSE, LayerSpec, Rank
 from tests.conftest import FakeRuntime, TinyNet, outputs_of
@@ -180,32 +181,43 @@ def test_nothing_but_a_tensor_is_exported(tmp_path: Path) -> None:
         export(Pair(), samples(2, 4), tmp_path / "x.fake", FakeRuntime())
 
 
-@pytest.mark.parametrize("name", TIMED)
-def test_a_truncated_file_does_not_take_us_down(name: str, tmp_path: Path) -> None:
+class Files(NamedTuple):
+    """What one runtime wrote, to be run: a convolution of few and of many channels, and a probe."""
+
+    runtime: Runtime
+    paths: dict[str, Path]
+
+
+@pytest.fixture(scope="module", params=TIMED)
+def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Files:
+    runtime, folder = load(request.param), tmp_path_factory.mktemp("files")
+    paths = {name: folder / f"{name}{runtime.suffix}" for name in ("small", "large", "probe")}
+    for name, width in (("small", 16), ("large", 256)):
+        runtime.export(nn.Conv2d(16, width, 3, padding=1), (samples(1, 16, 32, 32),), paths[name])
+    runtime.write_probe(SPECS[0][0], 8, paths["probe"])
+    return Files(runtime, paths)
+
+
+def test_a_truncated_file_does_not_take_us_down(files: Files, tmp_path: Path) -> None:
     """The runtime may crash on it: that happens in another process and comes back as an error."""
-    runtime = load(name)
-    path = tmp_path / f"net{runtime.suffix}"
-    runtime.export(nn.Linear(4, 2), (samples(1, 4),), path)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    content = files.paths["small"].read_bytes()
+    path = tmp_path / f"net{files.runtime.suffix}"
+    path.write_bytes(content[: len(content) // 3])
 
     with pytest.raises(ExportError, match="does not run") as caught:
-        runtime.predict(path, samples(1, 4).numpy())
+        files.runtime.predict(path, samples(1, 16, 32, 32).numpy())
 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", TIMED)
-def test_files_are_timed_interleaved(name: str, tmp_path: Path) -> None:
-    """A network of many more MACs takes longer; each has samples, median, p90 and spread."""
-    runtime, device = load(name), LocalDevice()
-    small, large = (nn.Conv2d(16, width, 3, padding=1) for width in (16, 256))
-    paths = {"small": tmp_path / f"small{runtime.suffix}", "large": tmp_path / f"large{runtime.suffix}"}
-    for model, path in zip((small, large), paths.values(), strict=True):
-        runtime.export(model, (samples(1, 16, 32, 32),), path)
+def test_files_are_timed_interleaved(files: Files) -> None:
+    """A network of many more MACs takes longer; each has samples, median, p90 and spread. So has a probe."""
+    device = LocalDevice()
 
-    timings = runtime.measure(device, paths, QUICK)
+    timings = files.runtime.measure(device, files.paths, QUICK)
 
     assert timings["small"].median_ms < timings["large"].median_ms
+    assert timings["probe"].median_ms > 0
     assert all(t.n == len(t.samples_ms) >= 4 and t.p90_ms >= t.median_ms for t in timings.values())
     device.close()
 
@@ -270,16 +282,6 @@ def test_litert_probes_have_the_shape_of_the_layer(spec: LayerSpec, rank: Rank, 
     assert output.shape == (1, *spec.output_size, spec.out_channels)
     assert np.abs(output).max() > 0
     assert spec.activation == "none" or output.min() == 0
-
-
-def test_an_executorch_probe_runs(tmp_path: Path) -> None:
-    """The general way to a probe: the layer exported as a module of its own."""
-    runtime, device, path = load("executorch"), LocalDevice(), tmp_path / "probe.pte"
-
-    runtime.write_probe(SPECS[0][0], 8, path)
-
-    assert runtime.measure(device, {"probe": path}, QUICK)["probe"].median_ms > 0
-    device.close()
 
 
 @pytest.mark.parametrize(
