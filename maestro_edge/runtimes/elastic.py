@@ -72,7 +72,7 @@ def _able(runtime: Runtime, models: Mapping[str, nn.Module], precision: Precisio
     if not isinstance(runtime, ElasticRuntime):
         # Core ML's multifunction packages share constants that are equal, never the beginning of one.
         raise ExportError(
-            f"a {runtime.name} file shares weights that are equal, not a rank that is part of a higher one: "
+            f"files of {runtime.name} share weights that are equal, not a rank that is part of a higher one: "
             "export its plans apart"
         )
     if precision != "fp32":
