@@ -107,7 +107,7 @@ def test_the_make_targets_exist() -> None:
     for target in ("demo", "test", "test-devices", "test-apps"):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE) and f"make {target}" in README
     steps = re.findall(r"^make (\S+)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
-    assert steps == ["test", "test-devices"]
+    assert steps == ["test", "test-devices", "test-apps"]
 
 
 def test_the_workflow_runs_every_test_target() -> None:

@@ -120,7 +120,7 @@ def test_preparation_equals_the_linux_app(
 
     found = feed(logic, pixels, **fed)
 
-    assert np.allclose(found, linux.prepare(pixels, fed), atol=1e-4)
+    assert np.allclose(found, linux.prepare(pixels, {**fed, "layout": "NCHW"}), atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(20, 30), (31, 10), (12, 12), (9, 40), (3, 3)], ids=str)
