@@ -177,7 +177,7 @@ def test_a_tag_becomes_an_identifier(tag: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("runtime", "precision", "name", "reason"),
     [
-        ("coreml", "fp32", "r8", "shares weights that are equal, not a rank that is part of a higher one"),
+        ("coreml", "fp32", "r8", "share weights that are equal, not a rank that is part of a higher one"),
         ("litert", "int8-static", "r8", "an elastic file is in fp32, not int8-static"),
         ("litert", "fp32", "1.5ms", "'1.5ms' is no name"),
     ],
