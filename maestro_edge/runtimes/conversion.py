@@ -33,8 +33,8 @@ __all__ = [
 def uncollected() -> Iterator[None]:
     """Suspend Python's cycle collector, which walks a converter's growing graphs over and over.
 
-    ExecuTorch spends nearly half of an export in it, others less, for little less memory at the peak. What the
-    block leaves is young still, and goes with the first collection after it.
+    ExecuTorch's exports spend much of their time in it, others less. What the block leaves is young still, and
+    goes with the first collection after it.
     """
     was_enabled = gc.isenabled()
     gc.disable()
