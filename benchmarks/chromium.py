@@ -91,6 +91,8 @@ def open_browser() -> Iterator[Chromium]:
         with open_chromium(_CACHE, Path(folder)) as chromium:
             page = chromium.new_page()
             device = BrowserDevice(host="127.0.0.1", announce=lambda url, qr: page.goto(url))
-            device.facts()  # opens the page
-            yield Chromium(device, page)
-            device.close()
+            try:
+                device.facts()  # opens the page
+                yield Chromium(device, page)
+            finally:
+                device.close()

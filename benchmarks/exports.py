@@ -89,8 +89,10 @@ def started(run: Run, where: str, runtime: Runtime, other: Path) -> Iterator[tup
         def start_process(candidate: Candidate) -> Start:
             return Start(*start_cold(runtime.name, candidate.path, other), candidate.top1)
 
-        yield device, start_process
-        device.close()
+        try:
+            yield device, start_process
+        finally:
+            device.close()
         return
     images = run.data.normalise(run.data.test.inputs).numpy()
     targets = run.data.test.targets.numpy()

@@ -208,8 +208,7 @@ def _fingerprint(model: nn.Module, inputs: Tensor, targets: Tensor, chunk: int) 
 def _asked(
     model: nn.Module, network: Network, tables: Sequence[LatencyTable], ranks: Mapping[str, Sequence[int]]
 ) -> dict[str, list[_Option]]:
-    """The ranks of each ordered layer that a table makes worth a cut or that are given, ascending, then those in
-    int8."""
+    """The ranks of each ordered layer that a table makes worth a cut or that are given, then those in int8."""
     layers = ordered_layers(model)
     found = {}
     for layer in network.ordered:

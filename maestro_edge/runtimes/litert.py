@@ -6,12 +6,12 @@ import re
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from torch import Tensor, nn
 
 from maestro_edge.devices import Device
-from maestro_edge.errors import DeviceError, ExportError, MissingExtra
+from maestro_edge.errors import DeviceError, ExportError, MaestroError, MissingExtra
 from maestro_edge.runtimes.conversion import (
     calibration_inputs,
     contiguous_copy,
@@ -23,7 +23,7 @@ from maestro_edge.runtimes.delegation import of_tflite
 from maestro_edge.runtimes.elastic_litert import Product, overlap_buffers
 from maestro_edge.runtimes.jobs import version_on
 from maestro_edge.runtimes.mixed_litert import mark, outputs_of
-from maestro_edge.runtimes.norms import fold_norms, parameter
+from maestro_edge.runtimes.norms import Folded, fold_norms, parameter
 from maestro_edge.runtimes.pools import pad_before_pools
 from maestro_edge.runtimes.probe import probe_module
 from maestro_edge.runtimes.protocol import (
@@ -99,21 +99,15 @@ class LiteRT:
 
     def export_entries(self, models: Mapping[str, nn.Module], inputs: tuple[Tensor, ...], path: Path) -> None:
         """A signature for each model; inputs and outputs are called as in a file of one."""
-        with silence(), uncollected(), tempfile.TemporaryDirectory() as folder:
-            try:
-                import litert_torch
-            except ImportError as error:
-                raise MissingExtra("litert-torch", "litert") from error
-            whole = Path(folder) / "model.tflite"
-            try:
-                folded = fold_norms(models, inputs, columns=True)
-                converter = litert_torch
-                for name, item in folded.items():
-                    converter = converter.signature(name, item.graph, inputs)
-                converter.convert().export(str(whole))
-                content = whole.read_bytes()
-            except Exception as error:
-                raise export_error("LiteRT", path, error) from error
+        folded: dict[str, Folded] = {}
+
+        def convert(converter: Any) -> Any:
+            folded.update(fold_norms(models, inputs, columns=True))
+            for name, item in folded.items():
+                converter = converter.signature(name, item.graph, inputs)
+            return converter.convert()
+
+        content = _converted(path, convert)
         # The converter would fold products into the layers, whose weights then differ again.
         products = {
             name: [
@@ -168,6 +162,21 @@ def _export(
     module: nn.Module, inputs: tuple[Tensor, ...], path: Path, in_precision: Callable[[bytes], bytes]
 ) -> Delegation:
     """Convert in fp32, then let `in_precision` change what the file holds."""
+
+    def convert(litert_torch: Any) -> Any:
+        return litert_torch.convert(pad_before_pools(module, inputs), inputs)
+
+    content = _converted(path, convert, in_precision)
+    with silence():
+        delegation = of_tflite(content)
+    write_atomically(path, content)
+    return delegation
+
+
+def _converted(
+    path: Path, convert: Callable[[Any], Any], change: Callable[[bytes], bytes] = lambda content: content
+) -> bytes:
+    """The .tflite file of what `convert` makes with litert_torch, then changed; `path` names it in errors."""
     with silence(), uncollected(), tempfile.TemporaryDirectory() as folder:
         try:
             import litert_torch
@@ -175,15 +184,12 @@ def _export(
             raise MissingExtra("litert-torch", "litert") from error
         whole = Path(folder) / "model.tflite"
         try:
-            litert_torch.convert(pad_before_pools(module, inputs), inputs).export(str(whole))
-            content = in_precision(whole.read_bytes())
-        except ExportError:
+            convert(litert_torch).export(str(whole))
+            return change(whole.read_bytes())
+        except MaestroError:
             raise
         except Exception as error:
             raise export_error("LiteRT", path, error) from error
-        delegation = of_tflite(content)
-    write_atomically(path, content)
-    return delegation
 
 
 def _quantized(content: bytes, samples: Sequence[Tensor], outputs: Sequence[str] = ()) -> bytes:
