@@ -413,6 +413,19 @@ def test_a_staircase_that_dips_still_has_its_steps() -> None:
     assert find_step(times_ms, expected=16) == find_step(times_ms, expected=10) == 16
 
 
+def test_what_is_left_of_a_tile_may_take_longer_than_the_tile() -> None:
+    """ExecuTorch on AVX2: rank 40 takes longer than 41; the edges are looked at alone, nothing is searched."""
+    asked: list[int] = []
+
+    def times_ms(ranks: Sequence[int]) -> dict[int, float]:
+        asked.extend(ranks)
+        known = {32: 0.0974, 33: 0.1187, 40: 0.1311, 41: 0.1145, 48: 0.1260, 49: 0.1513}
+        return {rank: known[rank] for rank in ranks}
+
+    assert find_step(times_ms, expected=16) == 16
+    assert len(asked) == 6
+
+
 def test_options_lie_on_the_steps_of_the_device(tmp_path: Path) -> None:
     """The fake's tiles are 16 channels: found by measuring, kept in the table, not searched twice."""
     model, runtime = order(nn.Sequential(nn.Linear(256, 256))), FakeRuntime()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from maestro_edge.devices import Device
 from maestro_edge.errors import DeviceError, ExportError, MissingExtra
+from maestro_edge.runtimes.attention import plain_attention
 from maestro_edge.runtimes.conversion import (
     calibration_inputs,
     export_error,
@@ -125,7 +126,7 @@ class ExecuTorch:
                 program = exported_program(model, inputs)
                 if quantizer is not None:
                     program = torch.export.export(_quantized(program, quantizer, samples or inputs), inputs)
-                lowered = to_edge_transform_and_lower(program, partitioner=[partitioner])
+                lowered = to_edge_transform_and_lower(plain_attention(program), partitioner=[partitioner])
                 delegation = of_edge_program(lowered.exported_program().graph_module, title)
                 content = bytes(lowered.to_executorch().buffer)
             except Exception as error:
@@ -146,7 +147,8 @@ class ExecuTorch:
             try:
                 folded = fold_norms(models, inputs, columns=False)
                 graphs = transpose_linears({name: item.multiply() for name, item in folded.items()})
-                programs = {name: torch.export.export(graph, inputs) for name, graph in graphs.items()}
+                exported = {name: torch.export.export(graph, inputs) for name, graph in graphs.items()}
+                programs = {name: plain_attention(program) for name, program in exported.items()}
                 lowered = to_edge_transform_and_lower(programs, partitioner=[partitioner])
                 content = bytes(lowered.to_executorch().buffer)
             except Exception as error:
