@@ -29,10 +29,10 @@ from maestro_edge.profiling import (
 from maestro_edge.profiling.edges import find_step
 from maestro_edge.profiling.matching import assign, averaged
 from maestro_edge.profiling.measuring import PROBES_A_RUN, Measured, pooled
-from maestro_edge.profiling.options import uniform_ranks
+from maestro_edge.profiling.options import covering_ranks
 from maestro_edge.runtimes import MeasuringProtocol, Operator
 from maestro_edge.runtimes.protocol import measuring_job
-from maestro_edge.values import DENSE, DeviceFacts, LatencyTable, LayerSpec, Network, NetworkTiming, Timing
+from maestro_edge.values import DENSE, DeviceFacts, LatencyTable, Layer, LayerSpec, Network, NetworkTiming, Timing
 from tests.conftest import REST_MS, FakeRuntime, layer_ms
 
 EXAMPLE = (torch.zeros(1, 1, 8, 8),)
@@ -64,15 +64,32 @@ def test_rank_options_lie_on_steps_below_break_even(out: int, inputs: int, step:
     assert all(spec.params(rank) < spec.params() for rank in ranks)
 
 
-def test_uniform_sets_hold_every_option_of_every_layer() -> None:
-    """The first set is dense; together they show each layer at each of its ranks."""
-    options = {"a": (16, 32, 48), "b": (16,), "c": ()}
+def test_layers_of_one_shape_share_its_ranks_out() -> None:
+    """Dense, all at their smallest, then few networks that together show each shape at each of its ranks."""
+    wide, thin, once = (LayerSpec(kind="linear", in_channels=n, out_channels=n) for n in (256, 128, 64))
+    layers = [
+        *[(wide, (16, 32, 48, 64, 80))] * 2,
+        *[(thin, (16, 32))] * 5,
+        (once, (8, 16, 24, 32, 40)),
+        (once, ()),
+    ]
+    calls = (Layer(name=str(i), spec=spec, ordered=True) for i, (spec, _) in enumerate(layers))
+    network = Network(name="many", layers=tuple(calls))
+    options = {str(i): ranks for i, (_, ranks) in enumerate(layers)}
 
-    sets = uniform_ranks(options)
+    dense, smallest, *mixed = covering_ranks(network, options, seed=0)
 
-    assert sets[0] == {}
-    assert {ranks["a"] for ranks in sets[1:]} == {16, 32, 48}
-    assert all(ranks["b"] == 16 and "c" not in ranks for ranks in sets[1:])
+    assert dense == {}
+    assert smallest == {name: ranks[0] for name, ranks in options.items() if ranks}
+    assert len(mixed) == 4  # the shape that is there once has four more ranks
+    for each in layers[:-1]:
+        alike = [str(i) for i, other in enumerate(layers) if other == each]
+        assert {found[name] for found in (smallest, *mixed) for name in alike} >= set(each[1])
+    assert all(found.keys() == smallest.keys() for found in mixed)
+    assert all(found[name] in (*options[name], DENSE) for found in mixed for name in found)
+    assert covering_ranks(network, options, seed=0) == [dense, smallest, *mixed]
+    assert covering_ranks(network, options, seed=1) != [dense, smallest, *mixed]
+    assert covering_ranks(network, dict.fromkeys(options, ()), seed=0) == [{}]
 
 
 def test_random_sets_depend_on_the_seed_alone() -> None:

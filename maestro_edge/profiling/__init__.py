@@ -5,7 +5,7 @@ from maestro_edge.profiling.calibration import fit, recalibrate
 from maestro_edge.profiling.governor import governor
 from maestro_edge.profiling.measuring import Conditions, measure_calmly
 from maestro_edge.profiling.networks import NetworkPredictor
-from maestro_edge.profiling.options import random_ranks, rank_options, uniform_ranks
+from maestro_edge.profiling.options import random_ranks, rank_options
 from maestro_edge.profiling.predictor import Predictor, complete
 from maestro_edge.profiling.probes import write_probes
 from maestro_edge.profiling.session import measure_networks, profile
@@ -26,6 +26,5 @@ __all__ = [
     "random_ranks",
     "rank_options",
     "recalibrate",
-    "uniform_ranks",
     "write_probes",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Collection, Mapping
 
@@ -10,13 +11,14 @@ from maestro_edge.values import DENSE, LayerSpec, Network, Rank
 __all__ = [
     "Key",
     "calibrating_ranks",
+    "covering_ranks",
     "gauge_rows",
     "int8_rows",
     "layer_options",
     "mixtures",
     "random_ranks",
     "rank_options",
-    "uniform_ranks",
+    "smallest_ranks",
     "wanted_rows",
 ]
 
@@ -39,15 +41,9 @@ def rank_options(spec: LayerSpec, *, step: int, rank: int | None = None, limit: 
 Options = Mapping[str, tuple[int, ...]]
 
 
-def uniform_ranks(options: Options) -> list[dict[str, Rank]]:
-    """Rank sets that together hold every option of every layer: set k has each layer at its k-th option.
-
-    The first set is the dense network; a layer with fewer options stays at its largest.
-    """
-    longest = max((len(ranks) for ranks in options.values()), default=0)
-    return [{}] + [
-        {name: ranks[min(k, len(ranks) - 1)] for name, ranks in options.items() if ranks} for k in range(longest)
-    ]
+def smallest_ranks(options: Options) -> dict[str, Rank]:
+    """The rank set in which every layer is at its first option."""
+    return {name: ranks[0] for name, ranks in options.items() if ranks}
 
 
 def random_ranks(options: Options, count: int, *, seed: int) -> list[dict[str, Rank]]:
@@ -96,10 +92,31 @@ def wanted_rows(network: Network, options: Options) -> set[Key]:
     return keys
 
 
-def calibrating_ranks(options: Options, *, traced: bool, seed: int) -> list[dict[str, Rank]]:
-    """Rank sets of the whole networks that calibrate a table, the dense network first.
+def calibrating_ranks(options: Options, *, seed: int) -> list[dict[str, Rank]]:
+    """Rank sets of the whole networks that calibrate a table: dense, all at their smallest, and five mixed."""
+    return [{}, smallest_ranks(options), *random_ranks(options, 5, seed=seed)]
 
-    Uniform sets alone span the sizes but not the mixtures; where they are not all `traced`, more are mixed.
+
+def covering_ranks(network: Network, options: Options, *, seed: int) -> list[dict[str, Rank]]:
+    """The same, of networks that are traced: each layer shape is at each of its ranks in one of them at least.
+
+    Layers of one shape share its ranks out, so that few networks hold them all: as many as the shape needs that
+    has the most ranks to a layer, but three at least. Where ranks are left over, layers are at random ones or
+    dense, as in `random_ranks`.
     """
-    uniform, mixed = uniform_ranks(options), random_ranks(options, 3 if traced else 5, seed=seed)
-    return [*(uniform if traced else uniform[:2]), *mixed]
+    alike: dict[tuple[LayerSpec, tuple[int, ...]], list[str]] = {}
+    for layer in network.ordered:
+        if options[layer.name]:
+            alike.setdefault((layer.spec, options[layer.name]), []).append(layer.name)
+    if not alike:
+        return [{}]
+    count = max([3, *(math.ceil((len(ranks) - 1) / len(names)) for (_, ranks), names in alike.items())])
+    draw = random.Random(seed)
+    mixed: list[dict[str, Rank]] = [{} for _ in range(count)]
+    for (_, ranks), names in alike.items():
+        wanted: list[Rank] = [*ranks[1:]]  # all are at their smallest in a set of their own
+        wanted += [draw.choice((*ranks, DENSE)) for _ in range(count * len(names) - len(wanted))]
+        draw.shuffle(wanted)
+        for index, rank in enumerate(wanted):
+            mixed[index % count][names[index // count]] = rank
+    return [{}, smallest_ranks(options), *mixed]

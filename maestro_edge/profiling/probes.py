@@ -157,7 +157,7 @@ def write_probes(
     options = layer_options(network, ranks, step=runtime.rank_step)
     keys = sorted(wanted_rows(network, options), key=str)
     networks, exports = _networks(
-        model, inputs, runtime, precision, calibrating_ranks(options, traced=False, seed=protocol.seed)
+        model, inputs, runtime, precision, calibrating_ranks(options, seed=protocol.seed)
     )
     layers = [
         LayerProbe(spec=spec, rank=rank, file=f"layer-{index:03}{runtime.suffix}")

@@ -33,12 +33,12 @@ from maestro_edge.profiling.measuring import (
 from maestro_edge.profiling.options import (
     Key,
     calibrating_ranks,
+    covering_ranks,
     gauge_rows,
     int8_rows,
     layer_options,
     mixtures,
     random_ranks,
-    uniform_ranks,
     wanted_rows,
 )
 from maestro_edge.runtimes import MeasuringProtocol, Runtime, TracingRuntime, mixing, size_bytes
@@ -194,7 +194,6 @@ class _Session:
         self.rank_step = self._found_step()
         self.options = layer_options(self.network, self.ranks, step=self.rank_step or self.runtime.rank_step)
         traced = isinstance(self.runtime, TracingRuntime)
-        uniform = [_Whole(ranks) for ranks in uniform_ranks(self.options)]
         sets = self._calibrating(traced=traced)
         probing = 0 if traced else math.ceil(len(self._wanted()) / PROBES_A_RUN)
         probing_forms = math.ceil(2 * len(self._forms()) / PROBES_A_RUN)
@@ -202,7 +201,7 @@ class _Session:
         paths = self.export_networks(sets)
         rows = self._finished()
         if not self._wanted() <= set(rows):
-            found = self._rows_in_model(uniform, paths)
+            found = self._rows_in_model(sets, paths)
             rows = self._rows_by_probe(rows, paths[_DENSE]) if found is None else rows | found
             self._note(rows)
         if not self._forms() <= set(rows):
@@ -219,7 +218,11 @@ class _Session:
     def _calibrating(self, *, traced: bool) -> list[_Whole]:
         """The whole networks that calibrate the table, the dense one first."""
         seed = self.protocol.seed
-        sets = [_Whole(ranks) for ranks in calibrating_ranks(self.options, traced=traced, seed=seed)]
+        if traced:
+            plain = covering_ranks(self.network, self.options, seed=seed)
+        else:
+            plain = calibrating_ranks(self.options, seed=seed)
+        sets = [_Whole(ranks) for ranks in plain]
         if self.precision == "mixed":
             ranks = [{}, *random_ranks(self.options, _MIXED, seed=seed + 1)]
             sets += map(_Whole, ranks, mixtures(self.network, _MIXED, seed=seed))
@@ -330,17 +333,18 @@ class _Session:
             for item in sets
         )
 
-    def _rows_in_model(self, uniform: Sequence[_Whole], paths: Mapping[str, Path]) -> dict[Key, LatencyRow] | None:
+    def _rows_in_model(self, sets: Sequence[_Whole], paths: Mapping[str, Path]) -> dict[Key, LatencyRow] | None:
         """Rows from the operators of whole networks; None when operators and layers do not correspond."""
         if not isinstance(self.runtime, TracingRuntime):
             return None
-        files = {item.name: paths[item.name] for item in uniform}
+        traced = [item for item in sets if not item.int8]  # what rounds an int8 layer's input is no layer's
+        files = {item.name: paths[item.name] for item in traced}
         operators = measure_operators(
             self.runtime, self.device, files, control=_DENSE, protocol=self.protocol, journal=self.journal
         )
         self._step("measuring operators in whole networks")
         samples: dict[Key, list[Timing]] = {}
-        for item in uniform if operators is not None else ():
+        for item in traced if operators is not None else ():
             assert operators is not None
             found = assign(self._keys(item.ranks), operators[item.name])
             if found is None:

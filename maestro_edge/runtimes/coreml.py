@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from maestro_edge.errors import DeviceError, ExportError
 from maestro_edge.runtimes.agreement import LIMITS, compare
-from maestro_edge.runtimes.conversion import export_error, exported_program, refuse_precision, uncollected
+from maestro_edge.runtimes.conversion import converting, export_error, exported_program, refuse_precision
 from maestro_edge.runtimes.jobs import of_entry
 from maestro_edge.runtimes.mil import Program, quiet_coremltools
 from maestro_edge.runtimes.probe import probe_module
@@ -169,7 +169,7 @@ def _new_package(path: Path) -> Iterator[Path]:
 
 def _convert(model: nn.Module, inputs: tuple[Tensor, ...], package: Path, precision: Precision, name: str) -> None:
     names = ["input"] if len(inputs) == 1 else [f"input_{index}" for index in range(len(inputs))]
-    with uncollected(), quiet_coremltools() as coremltools:
+    with converting(), quiet_coremltools() as coremltools:
         tensor_type = coremltools.TensorType
         try:
             converted = coremltools.convert(

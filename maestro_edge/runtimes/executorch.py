@@ -15,10 +15,10 @@ from maestro_edge.errors import DeviceError, ExportError, MissingExtra
 from maestro_edge.runtimes.attention import plain_attention
 from maestro_edge.runtimes.conversion import (
     calibration_inputs,
+    converting,
     export_error,
     exported_program,
     refuse_precision,
-    uncollected,
 )
 from maestro_edge.runtimes.delegation import of_edge_program
 from maestro_edge.runtimes.elastic_executorch import overlap_segments, transpose_linears
@@ -115,7 +115,7 @@ class ExecuTorch:
         title = _TITLES[self.backend]
         refuse_precision(f"ExecuTorch with {title}", precision, _PRECISIONS[self.backend])
         samples = calibration_inputs(inputs, calibration) if precision == "int8-static" else []
-        with silence(), uncollected():
+        with silence(), converting():
             try:
                 from executorch.exir import to_edge_transform_and_lower
 
@@ -137,7 +137,7 @@ class ExecuTorch:
     def export_entries(self, models: Mapping[str, nn.Module], inputs: tuple[Tensor, ...], path: Path) -> None:
         """A method for each model."""
         self._require_xnnpack()
-        with silence(), uncollected():
+        with silence(), converting():
             try:
                 from executorch.exir import to_edge_transform_and_lower
 

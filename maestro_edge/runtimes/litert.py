@@ -15,9 +15,9 @@ from maestro_edge.errors import DeviceError, ExportError, MaestroError, MissingE
 from maestro_edge.runtimes.conversion import (
     calibration_inputs,
     contiguous_copy,
+    converting,
     export_error,
     refuse_precision,
-    uncollected,
 )
 from maestro_edge.runtimes.delegation import of_tflite
 from maestro_edge.runtimes.elastic_litert import Product, overlap_buffers
@@ -177,7 +177,7 @@ def _converted(
     path: Path, convert: Callable[[Any], Any], change: Callable[[bytes], bytes] = lambda content: content
 ) -> bytes:
     """The .tflite file of what `convert` makes with litert_torch, then changed; `path` names it in errors."""
-    with silence(), uncollected(), tempfile.TemporaryDirectory() as folder:
+    with silence(), converting(), tempfile.TemporaryDirectory() as folder:
         try:
             import litert_torch
         except ImportError as error:
