@@ -3,8 +3,9 @@
     python -m benchmarks.profiling [--cases resnet18-32 vit encoder resnet18-224] [--runtimes executorch litert]
         [--precisions fp32 int8-static] [--count 20]
 
-Writes results/profiling.json and .png beside this file after every case; what is there already is kept. One
-thread, this machine. For each network, runtime and precision: a table is made (its seconds include all exports),
+Writes results/profiling.json and .png beside this file after every case; what is there already is kept, unless
+other programs, or the host of a virtual machine, took time meanwhile: such a case is repeated. One thread, this
+machine. For each network, runtime and precision: a table is made (its seconds include all exports),
 `count` random rank assignments that no calibration has seen are exported, measured and compared with their
 prediction, and the table is made once more. Times do not depend on weights, so the networks are untrained.
 """
@@ -175,6 +176,10 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def _key(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return row["case"], row["runtime"].partition("/")[2].partition("-")[0], row["precision"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
@@ -185,14 +190,15 @@ def main() -> None:
     given = parser.parse_args()
     path = given.out / "profiling.json"
     rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
-    done = {(row["case"], row["runtime"].partition("/")[2].partition("-")[0], row["precision"]) for row in rows}
+    calm = {_key(row) for row in rows if not any(row["disturbed"])}
     for case in given.cases:
         for precision in given.precisions:
             for runtime in given.runtimes:
-                if (case, runtime, precision) in done:
+                if (case, runtime, precision) in calm:
                     continue
                 with tempfile.TemporaryDirectory() as folder:
-                    rows.append(run(case, runtime, precision, given.count, Path(folder)))
+                    row = run(case, runtime, precision, given.count, Path(folder))
+                rows = [*(each for each in rows if _key(each) != _key(row)), row]
                 result = {
                     "date": datetime.now(UTC).isoformat(timespec="seconds"),
                     "device": LocalDevice().facts().model_dump(),

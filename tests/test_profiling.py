@@ -89,7 +89,17 @@ def test_layers_of_one_shape_share_its_ranks_out() -> None:
     assert all(found[name] in (*options[name], DENSE) for found in mixed for name in found)
     assert covering_ranks(network, options, seed=0) == [dense, smallest, *mixed]
     assert covering_ranks(network, options, seed=1) != [dense, smallest, *mixed]
-    assert covering_ranks(network, dict.fromkeys(options, ()), seed=0) == [{}]
+
+
+def test_a_network_without_ranks_to_measure_has_a_table(tmp_path: Path) -> None:
+    """No rank below break-even lies on a step; a fit takes three networks or more, here all dense ones."""
+    model, runtime = order(nn.Sequential(nn.Flatten(), nn.Linear(64, 24))), FakeRuntime()
+    runtime.rank_step = 32
+
+    table = measured(model, tmp_path, runtime)
+
+    assert [row.rank for row in table.rows] == [DENSE]
+    assert table.predict_ms(trace(model, EXAMPLE), {}) > 0
 
 
 def test_random_sets_depend_on_the_seed_alone() -> None:

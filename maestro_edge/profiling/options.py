@@ -108,8 +108,6 @@ def covering_ranks(network: Network, options: Options, *, seed: int) -> list[dic
     for layer in network.ordered:
         if options[layer.name]:
             alike.setdefault((layer.spec, options[layer.name]), []).append(layer.name)
-    if not alike:
-        return [{}]
     count = max([3, *(math.ceil((len(ranks) - 1) / len(names)) for (_, ranks), names in alike.items())])
     draw = random.Random(seed)
     mixed: list[dict[str, Rank]] = [{} for _ in range(count)]
