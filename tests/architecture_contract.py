@@ -1,4 +1,4 @@
-"""What every architecture must do once it is ordered; each library's tests inherit these."""
+"""What every architecture must do once it is ordered, and as a file; each library's tests inherit these."""
 
 from __future__ import annotations
 
@@ -104,6 +104,10 @@ class ArchitectureContract:
         assert params[0] == sum(parameter.numel() for parameter in case.dense.parameters())
         assert params == sorted(params, reverse=True)
         assert params[-1] < params[0]
+
+
+class FileContract:
+    """Inherit, and give a fixture `case`; apart from the other, because exports take long."""
 
     def test_the_cut_architecture_runs_as_an_executorch_file(self, case: Case, tmp_path: Path) -> None:
         """Images and 64-bit token ids alike; every third layer is thin, the others are folded."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from maestro_edge.recipes.models import load_model
-from tests.architecture_contract import ArchitectureContract, Case, settled
+from tests.architecture_contract import ArchitectureContract, Case, FileContract, settled
 
 SIDES: Final = {
     "resnet18": 64,
@@ -40,5 +40,5 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     yield from settled(dense, torch.randn(3, 3, side, side))
 
 
-class TestContract(ArchitectureContract):
+class TestContract(ArchitectureContract, FileContract):
     """The contract of architectures, on those of timm."""
