@@ -159,16 +159,22 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     figure, axes = pyplot.subplots(figsize=(5.6, 5.2))
     for row in rows:
         measured = [item["ms"] for item in row["networks"]]
         label = f"{row['case']} {row['runtime'].partition('/')[2]} {row['precision']}"
-        axes.plot(measured, [item["predicted"] for item in row["networks"]], ".", label=label)
+        marker, label = ("x", f"{label}, disturbed") if any(row["disturbed"]) else (".", label)
+        axes.plot(measured, [item["predicted"] for item in row["networks"]], marker, label=label)
     low, high = axes.get_xlim()
     axes.plot([low, high], [low, high], color="black", linewidth=0.8)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(ScalarFormatter())
+        axis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("measured ms")
     axes.set_ylabel("predicted ms")
     axes.legend(fontsize=6)
