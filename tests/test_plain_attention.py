@@ -75,3 +75,9 @@ def test_xnnpack_takes_the_whole_graph(tmp_path: Path, precision: Precision) -> 
     torch.testing.assert_close(
         torch.from_numpy(runtime.predict(path, x.numpy())), model(x).detach(), atol=tolerance, rtol=tolerance
     )
+
+
+def test_core_ml_keeps_its_own_operator(tmp_path: Path) -> None:
+    path = tmp_path / "attention.pte"
+    load("executorch-coreml").export(Attention().eval(), (torch.randn(1, 6, 32),), path)
+    assert b"scaled_dot_product_attention" in path.read_bytes()

@@ -18,7 +18,6 @@ __all__ = [
     "mixtures",
     "random_ranks",
     "rank_options",
-    "smallest_ranks",
     "wanted_rows",
 ]
 
@@ -41,7 +40,7 @@ def rank_options(spec: LayerSpec, *, step: int, rank: int | None = None, limit: 
 Options = Mapping[str, tuple[int, ...]]
 
 
-def smallest_ranks(options: Options) -> dict[str, Rank]:
+def _smallest(options: Options) -> dict[str, Rank]:
     """The rank set in which every layer is at its first option."""
     return {name: ranks[0] for name, ranks in options.items() if ranks}
 
@@ -94,7 +93,7 @@ def wanted_rows(network: Network, options: Options) -> set[Key]:
 
 def calibrating_ranks(options: Options, *, seed: int) -> list[dict[str, Rank]]:
     """Rank sets of the whole networks that calibrate a table: dense, all at their smallest, and five mixed."""
-    return [{}, smallest_ranks(options), *random_ranks(options, 5, seed=seed)]
+    return [{}, _smallest(options), *random_ranks(options, 5, seed=seed)]
 
 
 def covering_ranks(network: Network, options: Options, *, seed: int) -> list[dict[str, Rank]]:
@@ -117,4 +116,4 @@ def covering_ranks(network: Network, options: Options, *, seed: int) -> list[dic
         draw.shuffle(wanted)
         for index, rank in enumerate(wanted):
             mixed[index % count][names[index // count]] = rank
-    return [{}, smallest_ranks(options), *mixed]
+    return [{}, _smallest(options), *mixed]

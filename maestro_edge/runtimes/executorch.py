@@ -126,7 +126,9 @@ class ExecuTorch:
                 program = exported_program(model, inputs)
                 if quantizer is not None:
                     program = torch.export.export(_quantized(program, quantizer, samples or inputs), inputs)
-                lowered = to_edge_transform_and_lower(plain_attention(program), partitioner=[partitioner])
+                if self.backend == "xnnpack":  # Core ML has an operator of its own for attention
+                    program = plain_attention(program)
+                lowered = to_edge_transform_and_lower(program, partitioner=[partitioner])
                 delegation = of_edge_program(lowered.exported_program().graph_module, title)
                 content = bytes(lowered.to_executorch().buffer)
             except Exception as error:
