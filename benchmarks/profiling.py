@@ -106,9 +106,11 @@ def run(case: str, runtime_name: str, precision: Precision, count: int, folder: 
     began = time.monotonic()
     first = table()
     seconds = time.monotonic() - began
+    print(f"{case} {first.title} {precision}: table in {seconds:.0f} s, now {count} other networks", flush=True)
     dense, *networks = measure_networks(
         model, inputs, first, runtime, device, folder=folder, count=count, name=case, protocol=protocol
     )
+    print("and the table once more", flush=True)
     again = table()
     device.close()
     network = trace(model, inputs, name=case)

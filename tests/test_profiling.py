@@ -299,6 +299,36 @@ def test_a_failed_command_is_one_line(argv: list[str], message: str) -> None:
     device.close()
 
 
+@pytest.mark.parametrize(
+    ("files", "run_ms", "rounds"),
+    [(5, 1.0, 30), (20, 20.0, 10), (20, 10.0, 17), (1, math.inf, 10)],
+    ids=["fast", "slow", "between", "not known"],
+)
+def test_fast_files_get_more_rounds(files: int, run_ms: float, rounds: int) -> None:
+    """A visit is an untimed run and two more, or `slice_ms`; ten seconds a run, thirty rounds at most."""
+    assert MeasuringProtocol().paced(files, run_ms).rounds == rounds
+
+
+class Counting(FakeRuntime):
+    """Notes over how many rounds whole networks are measured."""
+
+    rounds: list[int]
+
+    def measure(self, device: Device, paths: Mapping[str, Path], protocol: MeasuringProtocol) -> dict[str, Timing]:
+        if "{}" in paths:
+            self.rounds.append(protocol.rounds)
+        return super().measure(device, paths, protocol)
+
+
+def test_the_first_run_tells_how_many_rounds_the_others_take(ordered: nn.Module, tmp_path: Path) -> None:
+    runtime = Counting()
+    runtime.rounds = []
+
+    measured(ordered, tmp_path, runtime)
+
+    assert runtime.rounds[0] == 10 and set(runtime.rounds[1:]) == {30}
+
+
 def conditions(*, most: int = 4) -> Conditions:
     return Conditions(MeasuringProtocol(calm_runs=2, most_runs=most, drift_limit=0.05, pause_s=0))
 

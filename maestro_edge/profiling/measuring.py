@@ -128,7 +128,8 @@ def measure_calmly(
     """Times of the files on the device, pooled over the runs in which the file named `control` was calm."""
 
     def measure() -> Measured:
-        return whole_run(runtime.measure(device, paths, conditions.protocol), control)
+        protocol = conditions.protocol.paced(len(paths), conditions.fastest_ms)
+        return whole_run(runtime.measure(device, paths, protocol), control)
 
     return pooled_runs(conditions.calm_runs(lambda index: _noted(journal, f"{stage}-{index}", measure)))
 
@@ -159,14 +160,16 @@ def measure_operators(
     The traced control is slower than the untraced one, so that it has conditions of its own.
     """
 
+    conditions = Conditions(protocol)
+
     def measure() -> Measured:
-        operators = runtime.measure_ops(device, paths, protocol)
+        operators = runtime.measure_ops(device, paths, protocol.paced(len(paths), conditions.fastest_ms))
         timings = [each.timing for found in operators.values() for each in found]
         control_ms = sum(each.timing.median_ms for each in operators[control])
         return Measured(control_ms, any(timing.disturbed for timing in timings), operators)
 
     try:
-        runs = Conditions(protocol).calm_runs(lambda index: _noted(journal, f"operators-{index}", measure))
+        runs = conditions.calm_runs(lambda index: _noted(journal, f"operators-{index}", measure))
     except RunnerError:
         # A runtime built without its tracer still runs: no operators means probes instead.
         return None

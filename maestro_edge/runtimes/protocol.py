@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 import time
@@ -40,7 +41,9 @@ Array = npt.NDArray[np.float32]
 class MeasuringProtocol(Value):
     """How times are taken: threads fixed, warm-up until steady, then rounds over all files in random order.
 
-    Each visit runs a file once untimed and then at least twice, for about `slice_ms`: 20 samples or more. Files
+    Each visit runs a file once untimed and then at least twice, for about `slice_ms`: 20 samples or more. Once
+    the control's time is known, fast files get up to three times `rounds`, until a run takes `run_s`: what a host
+    does to a virtual machine often lasts longer than ten rounds of a small network. Files
     whose spread (interquartile range over median) stays above `spread_limit` are measured again, up to `repeats`
     times, and the calmest is kept. Whole runs are repeated until `calm_runs` of them agree within `drift_limit`
     on a control file and other programs kept at most `load_limit` cores busy, after a pause of `pause_s` each
@@ -55,6 +58,7 @@ class MeasuringProtocol(Value):
     cool_s: PositiveFloat = 300.0
     warmup_ms: NonNegativeFloat = 20.0
     rounds: PositiveInt = 10
+    run_s: NonNegativeFloat = 10.0
     slice_ms: PositiveFloat = 5.0
     spread_limit: PositiveFloat = 0.1
     repeats: NonNegativeInt = 2
@@ -67,10 +71,18 @@ class MeasuringProtocol(Value):
     seed: int = 0
     timeout_s: PositiveFloat = 600.0
 
+    def paced(self, files: int, run_ms: float) -> Self:
+        """With more rounds, at most three times as many, where one over `files` of about `run_ms` is short."""
+        round_ms = files * (run_ms + max(self.slice_ms, 2 * run_ms))
+        rounds = math.ceil(1000 * self.run_s / round_ms)
+        return self.model_copy(update={"rounds": min(max(self.rounds, rounds), 3 * self.rounds)})
+
     def flow_only(self) -> Self:
         """With as few runs as statistics can be made of: of emulated devices, whose times say nothing."""
-        few = {"warmup_ms": 0.0, "rounds": 2, "slice_ms": 0.1, "repeats": 0, "calm_runs": 1, "most_runs": 1}
-        return self.model_copy(update={**few, "alone_s": 0.1, "noise_limit": 1000.0})
+        few = {"warmup_ms": 0.0, "rounds": 2, "run_s": 0.0, "slice_ms": 0.1, "repeats": 0}
+        return self.model_copy(
+            update={**few, "calm_runs": 1, "most_runs": 1, "alone_s": 0.1, "noise_limit": 1000.0}
+        )
 
 
 class Operator(NamedTuple):
