@@ -27,11 +27,12 @@ def find_step(times_ms: Callable[[Sequence[int]], Mapping[int, float]], *, expec
     """The distance between the ranks after which a layer gets slower; None when no two edges are found.
 
     `times_ms(ranks)` measures one layer at those ranks, together. First the two edges that the runtime's usual
-    kernels would have are looked at; where they are not, edges are searched between ranks 16 and 64, and those
-    that are there when they are measured once more count.
+    kernels would have are looked at, then those of tiles half as wide; where they are not, edges are searched
+    between ranks 16 and 64, and those that are there when they are measured once more count.
     """
-    if _has_edges(times_ms, expected):
-        return expected
+    for step in (expected, expected // 2):
+        if step > 1 and _has_edges(times_ms, step):
+            return step
     edges = _confirmed(rising_edges(times_ms), times_ms)
     gaps = Counter(after - before for before, after in pairwise(edges))
     return max(gaps, key=lambda gap: (gaps[gap], -gap)) if gaps else None

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -42,6 +43,7 @@ from maestro_edge.profiling.options import (
     wanted_rows,
 )
 from maestro_edge.runtimes import MeasuringProtocol, Runtime, TracingRuntime, mixing, size_bytes
+from maestro_edge.runtimes.forking import side_by_side
 from maestro_edge.values import (
     DENSE,
     LatencyRow,
@@ -264,12 +266,13 @@ class _Session:
 
         def times_ms(ranks: Sequence[int]) -> dict[int, float]:
             self._step("finding the steps of the staircase")
-            files = {}
-            for rank in ranks:
-                path = self.folder / f"edge-{rank}{self.runtime.suffix}"
-                if not path.exists():
-                    self.runtime.write_probe(spec, rank, path, self.others)
-                files[str(rank)] = path
+            files = {str(rank): self.folder / f"edge-{rank}{self.runtime.suffix}" for rank in ranks}
+            tasks = [
+                partial(self.runtime.write_probe, spec, int(rank), path, self.others)
+                for rank, path in files.items()
+                if not path.exists()
+            ]
+            side_by_side(tasks, lambda: None, forked=self.runtime.forkable)
             timings = self.runtime.measure(self.device, files, self.protocol)
             return {rank: timings[str(rank)].median_ms for rank in ranks}
 
@@ -298,19 +301,21 @@ class _Session:
 
     def export_networks(self, sets: Sequence[_Whole]) -> dict[str, Path]:
         """Files of whole networks by name, kept in the folder; times do not depend on the weights."""
-        paths = {}
-        for item in sets:
-            path = self.files / f"network-{item.digest}{self.runtime.suffix}"
-            with _EXPORTS:  # several devices may be profiled at once: the first to come exports for all
-                if not path.exists():
-                    self._export(cut(self.model, item.ranks).eval(), path, item.int8)
-            paths[item.name] = path
-            self._step("exporting whole networks")
+        paths = {item.name: self.files / f"network-{item.digest}{self.runtime.suffix}" for item in sets}
+        with _EXPORTS:  # several devices may be profiled at once: the first to come exports for all
+            missing = {paths[item.name]: item for item in sets if not paths[item.name].exists()}
+            self.done += len(sets) - len(missing)
+            side_by_side(
+                [partial(self._export, item, path) for path, item in missing.items()],
+                lambda: self._step("exporting whole networks"),
+                forked=self.runtime.forkable,
+            )
         return paths
 
-    def _export(self, model: nn.Module, path: Path, int8: Sequence[str]) -> None:
-        if int8:
-            mixing(self.runtime).export_mixed(model, self.inputs, path, int8)
+    def _export(self, item: _Whole, path: Path) -> None:
+        model = cut(self.model, item.ranks).eval()
+        if item.int8:
+            mixing(self.runtime).export_mixed(model, self.inputs, path, item.int8)
             return
         # Static ranges come from the example: accuracy does not matter here, and times do not depend on them.
         calibration = self.inputs if self.precision == "int8-static" else None

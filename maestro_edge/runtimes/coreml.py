@@ -46,6 +46,7 @@ class CoreML:
     suffix = ".mlpackage"
     # Apple publishes no channel multiple for the Neural Engine or GPU, and none was measured: 16 is a guess.
     rank_step = 16
+    forkable = False
 
     @property
     def version(self) -> str:

@@ -81,6 +81,7 @@ class ExecuTorch:
 
     suffix = ".pte"
     rank_step = 16
+    forkable = True
 
     def __init__(self, backend: Backend = "xnnpack") -> None:
         self.backend: Backend = backend

@@ -54,6 +54,7 @@ class LiteRT:
     name = "litert"
     suffix = ".tflite"
     rank_step = 16
+    forkable = False
 
     @property
     def version(self) -> str:

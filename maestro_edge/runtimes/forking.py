@@ -1,0 +1,71 @@
+"""side_by_side(): slow exports, a forked process each, on as many cores as there are."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
+from typing import Any
+
+import torch
+
+__all__ = ["side_by_side"]
+
+Task = Callable[[], object]
+
+_MOST = 4
+"""Processes at a time: each may take a gigabyte."""
+
+
+def side_by_side(tasks: Sequence[Task], done: Task, *, forked: bool) -> None:
+    """Run the tasks, whose only effects are files, and call `done` after each.
+
+    `forked`, and where fork() is safe: the first one here, which imports what all need, the others in processes
+    that have those imports and the model from this one, so that nothing is pickled. One whose process fails, or is
+    ended for its memory, is done again here, where its error is raised.
+    """
+    forked = forked and sys.platform == "linux"
+    for task in tasks[:1] if forked else tasks:
+        task()
+        done()
+    if forked:
+        _in_processes(tasks[1:], done)
+
+
+def _in_processes(tasks: Sequence[Task], done: Task) -> None:
+    context, waiting = multiprocessing.get_context("fork"), list(reversed(tasks))
+    running: dict[int, tuple[Any, Task]] = {}
+    workers = min(_MOST, len(os.sched_getaffinity(0)))
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                task = waiting.pop()
+                process = context.Process(target=_alone, args=(task,))
+                process.start()
+                running[process.sentinel] = process, task
+            for sentinel in wait(list(running)):
+                assert isinstance(sentinel, int)
+                process, task = running.pop(sentinel)
+                process.join()
+                if process.exitcode:
+                    task()
+                done()
+    finally:
+        for process, _ in running.values():
+            process.terminate()
+            process.join()
+
+
+def _alone(task: Task) -> None:
+    """In the forked process, which ends here: what is to be done at an exit is its parent's."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    torch.set_num_threads(1)  # the parent's other threads are not in here; to wait for them would be for ever
+    code = 1
+    try:
+        task()
+        code = 0
+    finally:
+        os._exit(code)
