@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -29,9 +29,6 @@ from maestro_edge.cli.options import (
     precisions_of,
     protocol_of,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 @command

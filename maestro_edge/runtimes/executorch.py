@@ -68,6 +68,7 @@ _PRECISIONS: Final[dict[Backend, tuple[Precision, ...]]] = {
     "vulkan": ("fp32", "fp16"),
     "ethos-u": ("int8-static",),
 }
+_TRACED_ROUNDS: Final = 10
 _ETHOS_U: Final = "ethos-u55-128"
 """Of the accelerators with 128 MACs a cycle: the compiler writes for one of them."""
 
@@ -189,9 +190,13 @@ class ExecuTorch:
     def measure_ops(
         self, device: Device, paths: Mapping[str, Path], protocol: MeasuringProtocol
     ) -> dict[str, list[Operator]]:
-        """Times of the Linear and Conv2d operators inside whole networks, in execution order."""
+        """Times of the Linear and Conv2d operators inside whole networks, in execution order.
+
+        Of ten rounds at most: ExecuTorch's Inspector takes longer to read a run than a small network to run.
+        """
         self._require_xnnpack()
-        result = run_ops(self.name, device, paths, protocol)
+        few = protocol.model_copy(update={"rounds": min(protocol.rounds, _TRACED_ROUNDS)})
+        result = run_ops(self.name, device, paths, few)
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / "trace.etdump"
             found = {}
