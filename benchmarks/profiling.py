@@ -4,10 +4,12 @@
         [--precisions fp32 int8-static] [--count 20]
 
 Writes results/profiling.json and .png beside this file after every case; what is there already is kept, unless
-other programs, or the host of a virtual machine, took time meanwhile: such a case is repeated. One thread, this
-machine. For each network, runtime and precision: a table is made (its seconds include all exports),
-`count` random rank assignments that no calibration has seen are exported, measured and compared with their
-prediction, and the table is made once more. Times do not depend on weights, so the networks are untrained.
+other programs, or the host of a virtual machine, took time meanwhile, or the dense network ran slower or faster by
+more than 4 % when the others were measured: such a case is repeated. One thread, this machine. For each network,
+runtime and precision: a table is made (its seconds include all exports), `count` random rank assignments that no
+calibration has seen are exported, measured and compared with their prediction ("minutes_later": as long as the
+exports take), the table is made once more, and they are measured right behind it ("errors"). Times do not depend
+on weights, so the networks are untrained.
 """
 
 from __future__ import annotations
@@ -107,15 +109,24 @@ def run(case: str, runtime_name: str, precision: Precision, count: int, folder: 
     first = table()
     seconds = time.monotonic() - began
     print(f"{case} {first.title} {precision}: table in {seconds:.0f} s, now {count} other networks", flush=True)
-    dense, *networks = measure_networks(
-        model, inputs, first, runtime, device, folder=folder, count=count, name=case, protocol=protocol
-    )
+    network = trace(model, inputs, name=case)
+
+    def others(known: LatencyTable) -> tuple[float, list[float], list[NetworkTiming]]:
+        """How much slower the dense network is than in the table; the others, as predicted and measured."""
+        dense, *networks = measure_networks(
+            model, inputs, known, runtime, device, folder=folder, count=count, name=case, protocol=protocol
+        )
+        fit = known.calibration(network)
+        slower = dense.timing.median_ms / fit.networks[0].timing.median_ms
+        return slower, [fit.whole_ms(item.layers_ms) for item in networks], networks
+
+    drift_later, predicted_later, networks_later = others(first)
     print("and the table once more", flush=True)
     again = table()
+    drift, predicted, networks = others(again)
     device.close()
-    network = trace(model, inputs, name=case)
-    drift = dense.timing.median_ms / first.calibration(network).networks[0].timing.median_ms
-    predicted = [first.calibration(network).whole_ms(item.layers_ms) for item in networks]
+    speed = again.calibration(network).networks[0].timing.median_ms
+    speed /= first.calibration(network).networks[0].timing.median_ms
     return {
         "case": case,
         "runtime": first.title,
@@ -124,12 +135,17 @@ def run(case: str, runtime_name: str, precision: Precision, count: int, folder: 
         "rows": len(first.rows),
         "methods": sorted({row.method for row in first.rows}),
         "rank_step": first.rank_step,
-        "leave_one_out_mape": round(first.calibration(network).loo_mape, 4),
+        "leave_one_out_mape": round(again.calibration(network).loo_mape, 4),
         "disturbed": [first.disturbed, any(item.timing.disturbed for item in networks), again.disturbed],
         "drift": round(drift - 1, 4),
         "errors": errors(predicted, networks, 1.0),
         "errors_at_equal_speed": errors(predicted, networks, drift),
-        "repeat": repeat(first, again),
+        "drift_minutes_later": round(drift_later - 1, 4),
+        "errors_minutes_later": errors(predicted_later, networks_later, 1.0),
+        "errors_minutes_later_at_equal_speed": errors(predicted_later, networks_later, drift_later),
+        "drift_of_tables": round(speed - 1, 4),
+        "repeat": repeat(first, again, 1.0),
+        "repeat_at_equal_speed": repeat(first, again, speed),
         "networks": [
             {"ms": round(item.timing.median_ms, 4), "predicted": round(ms, 4)}
             for item, ms in zip(networks, predicted, strict=True)
@@ -147,9 +163,9 @@ def errors(predicted: list[float], networks: list[NetworkTiming], speed: float) 
     }
 
 
-def repeat(first: LatencyTable, again: LatencyTable) -> dict[str, float]:
+def repeat(first: LatencyTable, again: LatencyTable, speed: float) -> dict[str, float]:
     """Absolute difference of the rows of both tables: median over rows, and weighted by their milliseconds."""
-    pairs = [(row.ms, again.row(row.spec, row.rank).ms) for row in first.rows if row.ms > 0]
+    pairs = [(row.ms * speed, again.row(row.spec, row.rank).ms) for row in first.rows if row.ms > 0]
     differences = [abs(b / a - 1) for a, b in pairs]
     weighted = sum(abs(b - a) for a, b in pairs) / sum(a for a, _ in pairs)
     return {"median": round(statistics.median(differences), 4), "weighted": round(weighted, 4)}
@@ -167,7 +183,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     for row in rows:
         measured = [item["ms"] for item in row["networks"]]
         label = f"{row['case']} {row['runtime'].partition('/')[2]} {row['precision']}"
-        marker, label = ("x", f"{label}, disturbed") if any(row["disturbed"]) else (".", label)
+        marker, label = (".", label) if is_calm(row) else ("x", f"{label}, disturbed")
         axes.plot(measured, [item["predicted"] for item in row["networks"]], marker, label=label)
     low, high = axes.get_xlim()
     axes.plot([low, high], [low, high], color="black", linewidth=0.8)
@@ -184,6 +200,10 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def is_calm(row: Mapping[str, Any]) -> bool:
+    return not any(row["disturbed"]) and abs(row["drift"]) <= MeasuringProtocol().drift_limit
+
+
 def _key(row: Mapping[str, Any]) -> tuple[str, str, str]:
     return row["case"], row["runtime"].partition("/")[2].partition("-")[0], row["precision"]
 
@@ -198,7 +218,7 @@ def main() -> None:
     given = parser.parse_args()
     path = given.out / "profiling.json"
     rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
-    calm = {_key(row) for row in rows if not any(row["disturbed"])}
+    calm = {_key(row) for row in rows if is_calm(row)}
     for case in given.cases:
         for precision in given.precisions:
             for runtime in given.runtimes:
