@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 from typing import Any
@@ -44,7 +45,10 @@ def _in_processes(tasks: Sequence[Task], done: Task) -> None:
             while waiting and len(running) < workers:
                 task = waiting.pop()
                 process = context.Process(target=_alone, args=(task,))
-                process.start()
+                with warnings.catch_warnings():
+                    # of JAX, which LiteRT's exporter brings: its threads are not used there
+                    warnings.filterwarnings("ignore", message=r".*fork\(\)")
+                    process.start()
                 running[process.sentinel] = process, task
             for sentinel in wait(list(running)):
                 assert isinstance(sentinel, int)
