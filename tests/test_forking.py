@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -27,38 +28,34 @@ def noted(folder: Path) -> dict[str, list[int]]:
     return {path.name: [int(pid) for pid in path.read_text().split()] for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("forked", [True, False])
+@pytest.mark.parametrize(("forks_after", "here"), [("os", 0), ("imported.by.the.first", 1), (None, 7)])
 @pytest.mark.parametrize("count", [0, 1, 7])
-def test_each_task_is_done_once(tmp_path: Path, count: int, forked: bool) -> None:
-    """The first one by this process, others by one of their own when forked."""
+def test_each_task_is_done_once(tmp_path: Path, count: int, forks_after: str | None, here: int) -> None:
+    """By a process of its own, but for the first where it has to import what all need."""
     finished: list[int] = []
 
-    side_by_side(
-        [partial(note, tmp_path, str(i)) for i in range(count)], lambda: finished.append(1), forked=forked
-    )
+    tasks = [partial(note, tmp_path, str(i)) for i in range(count)]
+    side_by_side(tasks, lambda: finished.append(1), forks_after=forks_after)
 
     found = noted(tmp_path)
     assert len(finished) == len(found) == count
     assert all(len(pids) == 1 for pids in found.values())
     pids = [found[str(i)][0] for i in range(count)]
-    assert pids[:1] == [os.getpid()][:count]
-    assert len(set(pids)) == (count if forked else min(count, 1))
+    assert [pid == os.getpid() for pid in pids] == [index < here for index in range(count)]
+    assert len(set(pids[here:])) == len(pids[here:])
 
 
 def test_executorch_writes_the_same_file_in_a_process(tmp_path: Path) -> None:
     """Its exporter is what is worth it: an int8 export of a ResNet-18 takes more than ten seconds."""
-    model, inputs, runtime = (
-        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()),
-        (torch.ones(1, 3, 8, 8),),
-        load("executorch"),
-    )
-    assert runtime.forkable
+    model, inputs = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), (torch.ones(1, 3, 8, 8),)
+    runtime = load("executorch")
     paths = [tmp_path / "here.pte", tmp_path / "there.pte"]
     tasks = [partial(runtime.export, model, inputs, path, "int8-static", calibration=inputs) for path in paths]
 
-    side_by_side(tasks, lambda: None, forked=True)
+    side_by_side(tasks, lambda: None, forks_after=runtime.forks_after)
 
     assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert runtime.forks_after in sys.modules
 
 
 def test_what_fails_in_a_process_is_raised_here(tmp_path: Path) -> None:
@@ -66,7 +63,7 @@ def test_what_fails_in_a_process_is_raised_here(tmp_path: Path) -> None:
         raise ExportError("no such operator")
 
     with pytest.raises(ExportError, match="no such operator"):
-        side_by_side([partial(note, tmp_path, "first"), fail], lambda: None, forked=True)
+        side_by_side([partial(note, tmp_path, "first"), fail], lambda: None, forks_after="os")
 
 
 def test_what_was_killed_is_done_here(tmp_path: Path) -> None:
@@ -78,7 +75,7 @@ def test_what_was_killed_is_done_here(tmp_path: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         note(tmp_path, "greedy")
 
-    side_by_side([partial(note, tmp_path, "first"), greedy], lambda: None, forked=True)
+    side_by_side([partial(note, tmp_path, "first"), greedy], lambda: None, forks_after="os")
 
     assert noted(tmp_path)["greedy"] == [here]
 
@@ -100,7 +97,7 @@ def test_an_interrupt_leaves_no_process(tmp_path: Path) -> None:
         tasks.remove(slow)
 
     with pytest.raises(KeyboardInterrupt):
-        side_by_side(tasks, stop, forked=True)
+        side_by_side(tasks, stop, forks_after="os")
 
     assert time.monotonic() - begun < 30
     for (pid,) in noted(tmp_path).values():

@@ -272,7 +272,7 @@ class _Session:
                 for rank, path in files.items()
                 if not path.exists()
             ]
-            side_by_side(tasks, lambda: None, forked=self.runtime.forkable)
+            side_by_side(tasks, lambda: None, forks_after=self.runtime.forks_after)
             timings = self.runtime.measure(self.device, files, self.protocol)
             return {rank: timings[str(rank)].median_ms for rank in ranks}
 
@@ -308,7 +308,7 @@ class _Session:
             side_by_side(
                 [partial(self._export, item, path) for path, item in missing.items()],
                 lambda: self._step("exporting whole networks"),
-                forked=self.runtime.forkable,
+                forks_after=self.runtime.forks_after,
             )
         return paths
 

@@ -21,19 +21,19 @@ _MOST = 4
 """Processes at a time: each may take a gigabyte."""
 
 
-def side_by_side(tasks: Sequence[Task], done: Task, *, forked: bool) -> None:
+def side_by_side(tasks: Sequence[Task], done: Task, *, forks_after: str | None) -> None:
     """Run the tasks, whose only effects are files, and call `done` after each.
 
-    `forked`, and where fork() is safe: the first one here, which imports what all need, the others in processes
-    that have those imports and the model from this one, so that nothing is pickled. One whose process fails, or is
-    ended for its memory, is done again here, where its error is raised.
+    Each in a process that is forked from this one, so that nothing is pickled, where fork() is safe; the first one
+    here unless the module `forks_after`, which all need, was imported before. None runs all of them here. One
+    whose process fails, or is ended for its memory, is done again here, where its error is raised.
     """
-    forked = forked and sys.platform == "linux"
-    for task in tasks[:1] if forked else tasks:
+    forked = forks_after is not None and sys.platform == "linux"
+    here = len(tasks) if not forked else int(forks_after not in sys.modules)
+    for task in tasks[:here]:
         task()
         done()
-    if forked:
-        _in_processes(tasks[1:], done)
+    _in_processes(tasks[here:], done)
 
 
 def _in_processes(tasks: Sequence[Task], done: Task) -> None:

@@ -54,7 +54,7 @@ class LiteRT:
     name = "litert"
     suffix = ".tflite"
     rank_step = 16
-    forkable = False
+    forks_after = None
 
     @property
     def version(self) -> str:

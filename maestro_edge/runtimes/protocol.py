@@ -103,8 +103,8 @@ class Runtime(Protocol):
     suffix: str
     rank_step: int
     """Ranks between two multiples of this take the same time."""
-    forkable: bool
-    """Whether a forked process may export: not where an exporter in C++ has threads."""
+    forks_after: str | None
+    """The module with which a process can be forked to export; None where an exporter in C++ has threads."""
 
     @property
     def version(self) -> str:
