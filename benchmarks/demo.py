@@ -20,9 +20,9 @@ from typing import Any
 from maestro_edge.devices import LocalDevice
 from maestro_edge.recipes.demo import run_demo
 from maestro_edge.recipes.run import Progress, create
-from maestro_edge.recipes.steps import check_prediction, load_runtimes, load_table
+from maestro_edge.recipes.tables import check_prediction, load_table
 from maestro_edge.reporting import pareto_figure
-from maestro_edge.runtimes import MeasuringProtocol
+from maestro_edge.runtimes import MeasuringProtocol, load_all
 from maestro_edge.values import Manifest, Variant, write_atomically
 
 RESULTS = Path(__file__).parent / "results"
@@ -33,7 +33,7 @@ NETWORKS = 10
 def main(folder: Path) -> None:
     """Run the demo in `folder`, then measure random networks against their predictions."""
     device, protocol = LocalDevice(), MeasuringProtocol()
-    timed = load_runtimes(["executorch", "litert"])
+    timed = load_all(["executorch", "litert"])
     run, profiles = create(folder / "run", data="digits"), folder / "profiles"
     seconds: dict[str, float] = {}
     started = time.perf_counter()
@@ -47,7 +47,7 @@ def main(folder: Path) -> None:
         return note
 
     manifest, log = run_demo(
-        run, device, timed, load_runtimes(["coreml"]), profiles=profiles, protocol=protocol, step=step
+        run, device, timed, load_all(["coreml"]), profiles=profiles, protocol=protocol, step=step
     )
     total_s = time.perf_counter() - started
     prediction = {}

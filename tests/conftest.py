@@ -35,7 +35,7 @@ class FakeRuntime:
     name = "fake"
     suffix = ".fake"
     rank_step = 16
-    forks_after = None
+    forks_after: str | None = None
 
     def __init__(self, *, slowdown: float = 1.0, wrong: float = 0.0, version: str = "1.0") -> None:
         self.slowdown, self.wrong, self._version = slowdown, wrong, version

@@ -13,8 +13,10 @@ from maestro_edge.bundling import APPS
 from maestro_edge.devices import LocalDevice
 from maestro_edge.errors import BudgetError
 from maestro_edge.recipes.data import Split
+from maestro_edge.recipes.plans import plan_run, sensitivity_of
 from maestro_edge.recipes.run import Run, create
-from maestro_edge.recipes.steps import plan_run, profile_run, sensitivity_of, train_run
+from maestro_edge.recipes.tables import profile_run
+from maestro_edge.recipes.trainings import train_run
 from maestro_edge.recipes.variants import combine_run
 from maestro_edge.runtimes import MeasuringProtocol, digest, load, size_bytes
 from maestro_edge.runtimes.elastic import entry_name

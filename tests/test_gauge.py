@@ -21,9 +21,11 @@ from maestro_edge.planning import plan, reachable_ms
 from maestro_edge.planning.sensitivity import measure_sensitivity
 from maestro_edge.profiling import profile, rank_options
 from maestro_edge.recipes.deploy import verify_run
+from maestro_edge.recipes.plans import plan_run
+from maestro_edge.recipes.plans import sensitivity_of as sensitivity_of_run
 from maestro_edge.recipes.run import create
-from maestro_edge.recipes.steps import plan_run, profile_run, train_run
-from maestro_edge.recipes.steps import sensitivity_of as sensitivity_of_run
+from maestro_edge.recipes.tables import profile_run
+from maestro_edge.recipes.trainings import train_run
 from maestro_edge.recipes.variants import export_run
 from maestro_edge.runtimes import MeasuringProtocol, export, load
 from maestro_edge.training import TrainSettings

@@ -25,7 +25,7 @@ from maestro_edge.profiling.checking import problems
 from maestro_edge.profiling.options import layer_options, wanted_rows
 from maestro_edge.profiling.probes import PROBES, ProbeBundle, write_probes
 from maestro_edge.recipes.run import Run, create
-from maestro_edge.recipes.steps import load_table
+from maestro_edge.recipes.tables import load_table
 from maestro_edge.runtimes import MeasuringProtocol, digest, load
 from maestro_edge.training import save_checkpoint
 from maestro_edge.values import DENSE, LatencyTable, Timing

@@ -23,8 +23,10 @@ from maestro_edge.planning.sensitivity import measure_sensitivity
 from maestro_edge.profiling import profile
 from maestro_edge.profiling.checking import problems
 from maestro_edge.recipes.deploy import verify_run
+from maestro_edge.recipes.plans import plan_run, sensitivity_of
 from maestro_edge.recipes.run import create
-from maestro_edge.recipes.steps import check_prediction, plan_run, profile_run, sensitivity_of, train_run
+from maestro_edge.recipes.tables import check_prediction, profile_run
+from maestro_edge.recipes.trainings import train_run
 from maestro_edge.recipes.variants import export_run
 from maestro_edge.runtimes import Agreement, MeasuringProtocol, export, export_elastic, load
 from maestro_edge.runtimes.agreement import compare

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from maestro_edge.bundling import APPS
 from maestro_edge.planning import reachable_ms
+from maestro_edge.recipes.plans import sensitivity_of
 from maestro_edge.recipes.run import Run, open_run
-from maestro_edge.recipes.steps import sensitivity_of
 from maestro_edge.runtimes.elastic import entry_name
 from maestro_edge.values import LatencyTable, Manifest, Variant
 from tests.command import ROOT, Done, here

@@ -12,9 +12,11 @@ from maestro_edge.devices import LocalDevice
 from maestro_edge.errors import TableError
 from maestro_edge.recipes.bundles import bundle_run
 from maestro_edge.recipes.fleets import export_fleet, time_fleet
+from maestro_edge.recipes.plans import fleet_run, sensitivity_of
 from maestro_edge.recipes.run import Run, create
-from maestro_edge.recipes.steps import fleet_run, profile_run, sensitivity_of, train_run
 from maestro_edge.recipes.sweep import Front, beaten_by, spread, sweep_run
+from maestro_edge.recipes.tables import profile_run
+from maestro_edge.recipes.trainings import train_run
 from maestro_edge.reporting import front_figure, write_front
 from maestro_edge.runtimes.protocol import Array
 from maestro_edge.values import LatencyTable, Manifest, MeasuredMs, Sensitivity, Variant

@@ -17,8 +17,11 @@ from maestro_edge.ordered import explain, order, trace
 from maestro_edge.recipes import data as datasets
 from maestro_edge.recipes.bundles import bundle_run
 from maestro_edge.recipes.multi30k import BOS, EOS, IGNORED, PAD, UNK, load_corpus, trimmed, words_of
+from maestro_edge.recipes.plans import plan_run, sensitivity_of
+from maestro_edge.recipes.reports import report_run
 from maestro_edge.recipes.run import create
-from maestro_edge.recipes.steps import plan_run, profile_run, report_run, sensitivity_of, train_run
+from maestro_edge.recipes.tables import profile_run
+from maestro_edge.recipes.trainings import train_run
 from maestro_edge.recipes.translation import (
     DecoderLayer,
     EncoderLayer,

@@ -43,11 +43,12 @@ def demo(
     """Run the whole job on this machine: train, profile, plan, export, verify, bundle, report."""
     budgets = budgets_ms(budget_ms)
     from maestro_edge.recipes.demo import DENSE_TRAINING, NESTED_TRAINING, run_demo
+    from maestro_edge.recipes.reports import require_report
     from maestro_edge.recipes.run import create, remove
-    from maestro_edge.recipes.steps import load_runtimes, require_report
+    from maestro_edge.runtimes import load_all
     from maestro_edge.terminal import variants_table
 
-    timed, untimed = load_runtimes(runtime or TIMED), load_runtimes(["coreml"])
+    timed, untimed = load_all(runtime or TIMED), load_all(["coreml"])
     require_report()
     if fresh:
         remove(out)

@@ -63,13 +63,13 @@ def export(
 ) -> None:
     """Write every plan and the dense network for each runtime; each file is run and compared first."""
     from maestro_edge.recipes.run import open_run
-    from maestro_edge.recipes.steps import load_runtimes
     from maestro_edge.recipes.variants import combine_run, export_run
+    from maestro_edge.runtimes import load_all
     from maestro_edge.terminal import delegation_lines, variants_table
 
     fed = layout_of(layout)
     rivals = precisions_of(rival, ())
-    runtimes, opened = load_runtimes(runtime or (*TIMED, "coreml")), open_run(run, model=model)
+    runtimes, opened = load_all(runtime or (*TIMED, "coreml")), open_run(run, model=model)
     with steps() as step, claimed(device, alone=False) as connected:
         manifest, log = export_run(
             opened,
@@ -103,10 +103,10 @@ def verify(
     """Time the exported files on the device; what misses a budget is planned again until it holds."""
     from maestro_edge.recipes.fleets import time_fleet
     from maestro_edge.recipes.run import open_run
-    from maestro_edge.recipes.steps import load_runtimes
+    from maestro_edge.runtimes import load_all
     from maestro_edge.terminal import variants_table
 
-    runtimes, opened = load_runtimes(runtime or TIMED), open_run(run, model=model)
+    runtimes, opened = load_all(runtime or TIMED), open_run(run, model=model)
     if fleet:
         with steps() as step, claimed(device) as connected:
             timed = time_fleet(opened, runtimes, connected, protocol=protocol_of(threads), progress=step("verify"))
@@ -145,12 +145,13 @@ def deploy(
         budget_ms, budget_p90_ms, budget_kb, budget_memory_mb, budget_mmacs, budget_params, budget_mj
     )
     from maestro_edge.recipes.deploy import table_of
+    from maestro_edge.recipes.plans import clear_plans, plan_run, sensitivity_of
     from maestro_edge.recipes.run import open_run
-    from maestro_edge.recipes.steps import clear_plans, load_runtimes, plan_run, sensitivity_of
     from maestro_edge.recipes.variants import export_run
+    from maestro_edge.runtimes import load_all
 
     precisions = precisions_of(precision)
-    runtimes, opened = load_runtimes(runtime or TIMED), open_run(run, model=model)
+    runtimes, opened = load_all(runtime or TIMED), open_run(run, model=model)
     protocol = protocol_of(threads)
     log: list[str] = []
     with steps() as step, claimed(device) as connected:
@@ -244,16 +245,16 @@ def report(
     model: OwnModel = None,
 ) -> None:
     """Write one HTML page with the figures of a run."""
+    from maestro_edge.recipes.reports import report_run
     from maestro_edge.recipes.run import open_run
-    from maestro_edge.recipes.steps import load_runtimes, load_table, report_run
+    from maestro_edge.recipes.tables import load_table
+    from maestro_edge.runtimes import load_all
 
     opened = open_run(run, model=model)
     made_on = sorted({(item.runtime, item.precision) for item in opened.plans()})
     with claimed(device, alone=False) as connected:
         tables = [
-            load_table(
-                opened, load_runtimes([name])[0], connected, profiles=profiles, threads=threads, precision=each
-            )
+            load_table(opened, load_all([name])[0], connected, profiles=profiles, threads=threads, precision=each)
             for name, each in made_on
         ]
     console().print(f"report  {report_run(opened, tables)}")

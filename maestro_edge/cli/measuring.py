@@ -110,10 +110,10 @@ def profile(
     from concurrent.futures import ThreadPoolExecutor
 
     from maestro_edge.recipes.run import open_run
-    from maestro_edge.recipes.steps import load_runtimes
+    from maestro_edge.runtimes import load_all
     from maestro_edge.values import refuse_unwritable
 
-    load_runtimes(runtime or TIMED)
+    load_all(runtime or TIMED)
     open_run(run, model=model)
     refuse_unwritable(profiles)  # before a device is waited for
     names = device or ["local"]
@@ -158,11 +158,12 @@ def _profile_on(
     gauge: bool,
 ) -> list[str]:
     from maestro_edge.profiling import governor as set_governor
-    from maestro_edge.recipes.steps import check_prediction, load_runtimes, profile_run
+    from maestro_edge.recipes.tables import check_prediction, profile_run
+    from maestro_edge.runtimes import load_all
 
     lines = []
     with claimed(name) as device, set_governor(device, governor):
-        for item in load_runtimes(runtimes or TIMED):
+        for item in load_all(runtimes or TIMED):
             title = item.name if name == "local" else f"{item.name} on {name}"
             table = profile_run(
                 run,

@@ -59,12 +59,14 @@ def plan(
     budgets = plan_budgets(
         budget_ms, budget_p90_ms, budget_kb, budget_memory_mb, budget_mmacs, budget_params, budget_mj
     )
+    from maestro_edge.recipes.plans import plan_run, sensitivity_of
     from maestro_edge.recipes.run import open_run
-    from maestro_edge.recipes.steps import load_runtimes, load_table, plan_run, sensitivity_of
+    from maestro_edge.recipes.tables import load_table
+    from maestro_edge.runtimes import load_all
     from maestro_edge.terminal import plan_table
 
     precisions = precisions_of(precision)
-    runtimes, opened = load_runtimes(runtime or TIMED), open_run(run, model=model)
+    runtimes, opened = load_all(runtime or TIMED), open_run(run, model=model)
     with claimed(device, alone=False) as connected:
         tables = [
             load_table(opened, item, connected, profiles=profiles, threads=threads, precision=each)
@@ -100,8 +102,8 @@ def fleet(
     """Plan for several devices at once, with one variant where it serves several; no device need be connected."""
     budgets = budgets_ms(budget_ms)
     from maestro_edge.recipes.fleets import export_fleet
+    from maestro_edge.recipes.plans import fleet_run, sensitivity_of
     from maestro_edge.recipes.run import open_run
-    from maestro_edge.recipes.steps import fleet_run, sensitivity_of
     from maestro_edge.terminal import fleet_table
     from maestro_edge.values import LatencyTable
 
@@ -136,15 +138,17 @@ def sweep(
 ) -> None:
     """Measure the whole front of accuracy against time, with the dense network in fp32 and int8 beside it."""
     from maestro_edge.recipes.deploy import table_of
+    from maestro_edge.recipes.plans import sensitivity_of
+    from maestro_edge.recipes.reports import require_report
     from maestro_edge.recipes.run import open_run
-    from maestro_edge.recipes.steps import load_runtimes, require_report, sensitivity_of
     from maestro_edge.recipes.sweep import sweep_run
     from maestro_edge.reporting import write_front
+    from maestro_edge.runtimes import load_all
     from maestro_edge.terminal import front_table
 
     require_report()
     precisions = precisions_of(precision)
-    runtimes, opened = load_runtimes(runtime or TIMED), open_run(run, model=model)
+    runtimes, opened = load_all(runtime or TIMED), open_run(run, model=model)
     opened.require_images("sweep")
     protocol = protocol_of(threads)
     given: dict[str, Any] = {"profiles": profiles, "protocol": protocol}

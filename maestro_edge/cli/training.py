@@ -171,7 +171,7 @@ def _train_recipe(
 ) -> None:
     from maestro_edge.recipes.paper import RECIPES
     from maestro_edge.recipes.run import create
-    from maestro_edge.recipes.steps import train_recipe
+    from maestro_edge.recipes.trainings import train_recipe
 
     make = RECIPES.get(name.replace("-", "_"))
     if make is None:
@@ -211,7 +211,7 @@ def _train_model(
 ) -> None:
     from maestro_edge.recipes.demo import DENSE_TRAINING, NESTED_TRAINING, PAPER_TRAINING
     from maestro_edge.recipes.run import create
-    from maestro_edge.recipes.steps import train_run
+    from maestro_edge.recipes.trainings import train_run
 
     paper = changes.get("sampler") == "pairs"
     nested = _changed(PAPER_TRAINING if paper else NESTED_TRAINING, changes)
@@ -243,10 +243,11 @@ def _measured_table(
 ) -> LatencyTable | None:
     if not chain_ms and (settings.target is None or settings.target.ms is None):
         return None
-    from maestro_edge.recipes.steps import load_runtimes, load_table
+    from maestro_edge.recipes.tables import load_table
+    from maestro_edge.runtimes import load_all
 
     with claimed("local", alone=False) as device:
-        return load_table(run, load_runtimes([runtime])[0], device, profiles=profiles, threads=1)
+        return load_table(run, load_all([runtime])[0], device, profiles=profiles, threads=1)
 
 
 def _score_text(score: Score, is_text: bool) -> str:

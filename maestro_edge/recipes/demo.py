@@ -9,16 +9,11 @@ from maestro_edge.devices import Device
 from maestro_edge.planning import reachable_ms
 from maestro_edge.recipes.bundles import bundle_run
 from maestro_edge.recipes.deploy import verify_run
+from maestro_edge.recipes.plans import clear_plans, plan_run, sensitivity_of
+from maestro_edge.recipes.reports import report_run
 from maestro_edge.recipes.run import Progress, Run
-from maestro_edge.recipes.steps import (
-    clear_plans,
-    load_table,
-    plan_run,
-    profile_run,
-    report_run,
-    sensitivity_of,
-    train_run,
-)
+from maestro_edge.recipes.tables import load_table, profile_run
+from maestro_edge.recipes.trainings import train_run
 from maestro_edge.recipes.variants import export_run
 from maestro_edge.runtimes import MeasuringProtocol, Runtime
 from maestro_edge.training import TrainSettings

@@ -11,7 +11,7 @@ from maestro_edge.errors import BudgetError, TableError
 from maestro_edge.planning import account, plan, within
 from maestro_edge.profiling import Conditions, measure_calmly, recalibrate
 from maestro_edge.recipes.run import Progress, Run
-from maestro_edge.recipes.steps import load_table, profile_run, table_path
+from maestro_edge.recipes.tables import load_table, profile_run, table_path
 from maestro_edge.recipes.variants import export_entries, export_variant
 from maestro_edge.runtimes import MeasuringProtocol, Runtime, digest
 from maestro_edge.runtimes.jobs import with_entry

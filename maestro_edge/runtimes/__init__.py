@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from maestro_edge.errors import ExportError
 from maestro_edge.runtimes.agreement import Agreement
 from maestro_edge.runtimes.conversion import images_as, model_for, names_for
@@ -42,6 +44,7 @@ __all__ = [
     "export_unchecked",
     "images_as",
     "load",
+    "load_all",
     "mixing",
     "model_for",
     "names_for",
@@ -78,3 +81,16 @@ def load(name: str) -> Runtime:
 
         return CoreML()
     raise ExportError(f"no runtime {name!r}: choose one of {', '.join((*RUNTIMES, *WRITTEN_ONLY))}")
+
+
+def load_all(names: Iterable[str]) -> list[Runtime]:
+    """Runtimes by name, refused before any work when a package is missing.
+
+    Raises:
+        MissingExtra: names the install command.
+        ExportError: there is no such runtime.
+    """
+    runtimes = [load(name) for name in names]
+    for runtime in runtimes:
+        _ = runtime.version
+    return runtimes

@@ -46,7 +46,7 @@ class CoreML:
     suffix = ".mlpackage"
     # Apple publishes no channel multiple for the Neural Engine or GPU, and none was measured: 16 is a guess.
     rank_step = 16
-    forks_after = None
+    forks_after: str | None = None
 
     @property
     def version(self) -> str:

@@ -82,7 +82,7 @@ class ExecuTorch:
 
     suffix = ".pte"
     rank_step = 16
-    forks_after = "executorch.exir"
+    forks_after: str | None = "executorch.exir"
 
     def __init__(self, backend: Backend = "xnnpack") -> None:
         self.backend: Backend = backend

@@ -54,7 +54,7 @@ class LiteRT:
     name = "litert"
     suffix = ".tflite"
     rank_step = 16
-    forks_after = None
+    forks_after: str | None = None
 
     @property
     def version(self) -> str:

@@ -60,7 +60,7 @@ class ONNX:
     suffix = ".onnx"
     # A first guess: what one x86 processor with AVX2 shows. Profiling finds the edges of each device.
     rank_step = 8
-    forks_after = None
+    forks_after: str | None = None
 
     @property
     def version(self) -> str:

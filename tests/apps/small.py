@@ -13,8 +13,10 @@ from maestro_edge.devices import LocalDevice
 from maestro_edge.recipes.bundles import bundle_run
 from maestro_edge.recipes.demo import spread_budgets
 from maestro_edge.recipes.deploy import measure_variants
+from maestro_edge.recipes.plans import plan_run, sensitivity_of
 from maestro_edge.recipes.run import Run, create
-from maestro_edge.recipes.steps import plan_run, profile_run, sensitivity_of, train_run
+from maestro_edge.recipes.tables import profile_run
+from maestro_edge.recipes.trainings import train_run
 from maestro_edge.recipes.variants import export_run, export_variants
 from maestro_edge.runtimes import MeasuringProtocol, Runtime, load
 from maestro_edge.training import TrainSettings
