@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from maestro_edge.devices import LocalDevice
 from maestro_edge.errors import DeviceError, ExportError, MissingExtra
 from maestro_edge.ordered import cut, order, trace
+from maestro_edge.profiling.matching import assign
 from maestro_edge.runtimes import RUNTIMES, MeasuringProtocol, digest, export, load, size_bytes
 from maestro_edge.runtimes.agreement import compare
 from maestro_edge.runtimes.protocol import Array, Runtime, TracingRuntime
@@ -242,6 +243,39 @@ def test_a_runtime_tells_the_time_of_every_layer(name: str, tmp_path: Path) -> N
 
     assert len(operators) == len(trace(model, (samples(1, 1, 8, 8),)).layers) == 4
     assert all(each.timing.n >= 2 and each.timing.median_ms > 0 for each in operators)
+    device.close()
+
+
+class Branches(nn.Module):
+    """Two layers of one shape, side by side as queries and keys are, and a depthwise convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thin, self.thick = nn.Linear(512, 512), nn.Linear(512, 512)
+        self.depthwise = nn.Conv1d(32, 32, 3, groups=32, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.depthwise(x)
+        y: Tensor = self.thin(x) * self.thick(x)
+        return y
+
+
+@pytest.mark.parametrize("name", TIMED)
+def test_the_times_of_branches_are_not_mixed_up(name: str, tmp_path: Path) -> None:
+    """ExecuTorch runs the first factors of both, then the second ones: the file tells which weights are whose."""
+    runtime, device, inputs = load(name), LocalDevice(), (samples(1, 32, 512),)
+    assert isinstance(runtime, TracingRuntime)
+    ordered, ranks = order(Branches().eval()), {"thin": 8, "thick": 192}
+    path = tmp_path / f"branches{runtime.suffix}"
+    runtime.export(cut(ordered, ranks), inputs, path)
+    layers = trace(ordered, inputs).layers
+
+    operators = runtime.measure_ops(device, {"net": path}, QUICK)["net"]
+
+    calls = assign([(layer.spec, ranks.get(layer.name, DENSE)) for layer in layers], operators)
+    assert calls is not None
+    ms = {layer.name: timing.median_ms for layer, (_, timing) in zip(layers, calls, strict=True)}
+    assert ms["thick"] > 5 * ms["thin"]
     device.close()
 
 

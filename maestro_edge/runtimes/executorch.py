@@ -41,6 +41,7 @@ from maestro_edge.runtimes.protocol import (
     run_predict,
     run_time,
 )
+from maestro_edge.runtimes.pte import weights_of
 from maestro_edge.runtimes.silence import silence
 from maestro_edge.values import Alone, Delegation, LayerSpec, Precision, Rank, Timing, write_atomically
 
@@ -202,7 +203,7 @@ class ExecuTorch:
             found = {}
             for name, remote in result["traces"].items():
                 device.pull(f"{FILES}/{Path(remote).name}", local)  # beside its file
-                found[name] = _operators(local, disturbed=is_disturbed(result, protocol))
+                found[name] = _operators(local, paths[name], disturbed=is_disturbed(result, protocol))
         return found
 
     def write_probe(self, spec: LayerSpec, rank: Rank, path: Path, precision: Precision = "fp32") -> None:
@@ -277,17 +278,19 @@ def _quantized(program: Any, quantizer: Any, samples: Sequence[Tensor]) -> Any:
     return convert_pt2e(prepared)
 
 
-def _operators(trace: Path, *, disturbed: bool) -> list[Operator]:
+def _operators(trace: Path, path: Path, *, disturbed: bool) -> list[Operator]:
     with silence():
         from executorch.devtools import Inspector
 
-        blocks = Inspector(etdump_path=str(trace)).event_blocks
+        blocks, weights = Inspector(etdump_path=str(trace)).event_blocks, weights_of(path)
     operators = []
     for event in next((block.events for block in blocks if block.name == "Execute"), ()):
         kind = kernel_kind(event.name) if event.is_delegated_op else None
         if kind is not None and event.perf_data is not None:
             operators.append(Operator(kind, batched(event.perf_data.raw, disturbed=disturbed)))
-    return operators
+    if len(weights) != len(operators):
+        return operators
+    return [each._replace(weights=shape) for each, shape in zip(operators, weights, strict=True)]
 
 
 _CODES = {
