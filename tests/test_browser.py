@@ -24,7 +24,8 @@ from maestro_edge.devices.litert_js import PACKAGES, Package, load_litert_js
 from maestro_edge.devices.page_answers import About, check_answer
 from maestro_edge.errors import DeviceError
 from maestro_edge.runtimes.jobs import run_job, versions_on
-from maestro_edge.runtimes.protocol import MeasuringProtocol, run_time
+from maestro_edge.runtimes.measuring import run_time
+from maestro_edge.runtimes.protocol import MeasuringProtocol
 
 PIXEL = "Mozilla/5.0 (Linux; Android 10; K) AppleWebKit/537.36 Chrome/138.0.0.0 Mobile Safari/537.36"
 ABOUT: dict[str, Any] = {

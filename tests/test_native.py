@@ -17,8 +17,8 @@ from maestro_edge.errors import DeviceError, RunnerError
 from maestro_edge.runtimes import MeasuringProtocol, digest, versions_on
 from maestro_edge.runtimes.executorch import ExecuTorch
 from maestro_edge.runtimes.jobs import python_versions, run_job, version_on
+from maestro_edge.runtimes.measuring import predict_on, run_alone
 from maestro_edge.runtimes.native import ARCHITECTURES, build, push_native
-from maestro_edge.runtimes.protocol import predict_on, run_alone
 from maestro_edge.values import DeviceFacts
 from tests.conftest import TinyNet, outputs_of
 

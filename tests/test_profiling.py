@@ -31,7 +31,7 @@ from maestro_edge.profiling.matching import assign, averaged
 from maestro_edge.profiling.measuring import PROBES_A_RUN, Measured, pooled
 from maestro_edge.profiling.options import covering_ranks
 from maestro_edge.runtimes import MeasuringProtocol, Operator
-from maestro_edge.runtimes.protocol import measuring_job
+from maestro_edge.runtimes.measuring import measuring_job
 from maestro_edge.values import DENSE, DeviceFacts, LatencyTable, Layer, LayerSpec, Network, NetworkTiming, Timing
 from tests.conftest import REST_MS, FakeRuntime, layer_ms
 

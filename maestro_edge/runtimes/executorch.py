@@ -24,23 +24,20 @@ from maestro_edge.runtimes.delegation import of_edge_program
 from maestro_edge.runtimes.elastic_executorch import overlap_segments, transpose_linears
 from maestro_edge.runtimes.gate import digest
 from maestro_edge.runtimes.jobs import FILES, python_versions, version_on
-from maestro_edge.runtimes.mil import quiet_coremltools
-from maestro_edge.runtimes.native import build
-from maestro_edge.runtimes.norms import fold_norms
-from maestro_edge.runtimes.probe import probe_module
-from maestro_edge.runtimes.protocol import (
-    Array,
-    MeasuringProtocol,
-    Operator,
+from maestro_edge.runtimes.measuring import (
     batched,
     is_disturbed,
     kernel_kind,
-    package_version,
     run_alone,
     run_ops,
     run_predict,
     run_time,
 )
+from maestro_edge.runtimes.mil import quiet_coremltools
+from maestro_edge.runtimes.native import build
+from maestro_edge.runtimes.norms import fold_norms
+from maestro_edge.runtimes.probe import probe_module
+from maestro_edge.runtimes.protocol import Array, MeasuringProtocol, Operator, package_version
 from maestro_edge.runtimes.pte import weights_of
 from maestro_edge.runtimes.silence import silence
 from maestro_edge.values import Alone, Delegation, LayerSpec, Precision, Rank, Timing, write_atomically

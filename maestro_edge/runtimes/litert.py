@@ -22,23 +22,20 @@ from maestro_edge.runtimes.conversion import (
 from maestro_edge.runtimes.delegation import of_tflite
 from maestro_edge.runtimes.elastic_litert import Product, overlap_buffers
 from maestro_edge.runtimes.jobs import version_on
-from maestro_edge.runtimes.mixed_litert import mark, outputs_of
-from maestro_edge.runtimes.norms import Folded, fold_norms, parameter
-from maestro_edge.runtimes.pools import pad_before_pools
-from maestro_edge.runtimes.probe import probe_module
-from maestro_edge.runtimes.protocol import (
-    Array,
-    MeasuringProtocol,
-    Operator,
+from maestro_edge.runtimes.measuring import (
     batched,
     is_disturbed,
     kernel_kind,
-    package_version,
     run_alone,
     run_ops,
     run_predict,
     run_time,
 )
+from maestro_edge.runtimes.mixed_litert import mark, outputs_of
+from maestro_edge.runtimes.norms import Folded, fold_norms, parameter
+from maestro_edge.runtimes.pools import pad_before_pools
+from maestro_edge.runtimes.probe import probe_module
+from maestro_edge.runtimes.protocol import Array, MeasuringProtocol, Operator, package_version
 from maestro_edge.runtimes.silence import silence
 from maestro_edge.runtimes.tflite import weight_shapes, write_layer
 from maestro_edge.values import Alone, Delegation, LayerSpec, Precision, Rank, Timing, write_atomically

@@ -14,6 +14,7 @@ from maestro_edge.devices import Device
 from maestro_edge.errors import DeviceError, ExportError, MissingExtra
 from maestro_edge.runtimes.conversion import calibration_inputs, contiguous_copy, export_error, refuse_precision
 from maestro_edge.runtimes.jobs import version_on
+from maestro_edge.runtimes.measuring import batched, is_disturbed, run_alone, run_ops, run_predict, run_time
 from maestro_edge.runtimes.onnx_graph import (
     INPUT,
     OPSET,
@@ -26,18 +27,7 @@ from maestro_edge.runtimes.onnx_graph import (
     write_layer,
 )
 from maestro_edge.runtimes.probe import probe_module
-from maestro_edge.runtimes.protocol import (
-    Array,
-    MeasuringProtocol,
-    Operator,
-    batched,
-    is_disturbed,
-    package_version,
-    run_alone,
-    run_ops,
-    run_predict,
-    run_time,
-)
+from maestro_edge.runtimes.protocol import Array, MeasuringProtocol, Operator, package_version
 from maestro_edge.runtimes.silence import silence
 from maestro_edge.values import Alone, LayerSpec, Precision, Rank, Timing, write_atomically
 

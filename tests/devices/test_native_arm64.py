@@ -14,7 +14,7 @@ from maestro_edge.devices import Device, LocalDevice, connect
 from maestro_edge.errors import RunnerError
 from maestro_edge.runtimes import MeasuringProtocol, versions_on
 from maestro_edge.runtimes.executorch import ExecuTorch
-from maestro_edge.runtimes.protocol import predict_on
+from maestro_edge.runtimes.measuring import predict_on
 from tests.conftest import TinyNet
 from tests.devices.peers import Phone
 
