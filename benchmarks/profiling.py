@@ -7,9 +7,9 @@ Writes results/profiling.json and .png beside this file after every case; what i
 other programs, or the host of a virtual machine, took time meanwhile, or the dense network ran slower or faster by
 more than 4 % when the others were measured: such a case is repeated. One thread, this machine. For each network,
 runtime and precision: a table is made (its seconds include all exports), `count` random rank assignments that no
-calibration has seen are exported, measured and compared with their prediction ("minutes_later": as long as the
-exports take), the table is made once more, and they are measured right behind it ("errors"). Times do not depend
-on weights, so the networks are untrained.
+calibration has seen are exported, the table is made once more, and they are measured right behind it and compared
+with their prediction: their exports take minutes, in which the machine may have become another. Times do not
+depend on weights, so the networks are untrained.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 def run(case: str, runtime_name: str, precision: Precision, count: int, folder: Path) -> dict[str, Any]:
-    """Two tables of one network, and the errors of the first on networks that it has not seen."""
+    """Two tables of one network, and the errors of the second on networks that it has not seen."""
     make, shape = CASES[case]
     torch.manual_seed(0)
     model, inputs = order(make().eval()), (torch.randn(shape),)
@@ -111,22 +111,20 @@ def run(case: str, runtime_name: str, precision: Precision, count: int, folder: 
     print(f"{case} {first.title} {precision}: table in {seconds:.0f} s, now {count} other networks", flush=True)
     network = trace(model, inputs, name=case)
 
-    def others(known: LatencyTable) -> tuple[float, list[float], list[NetworkTiming]]:
-        """How much slower the dense network is than in the table; the others, as predicted and measured."""
-        dense, *networks = measure_networks(
+    def others(known: LatencyTable, protocol: MeasuringProtocol) -> tuple[NetworkTiming, ...]:
+        return measure_networks(
             model, inputs, known, runtime, device, folder=folder, count=count, name=case, protocol=protocol
         )
-        fit = known.calibration(network)
-        slower = dense.timing.median_ms / fit.networks[0].timing.median_ms
-        return slower, [fit.whole_ms(item.layers_ms) for item in networks], networks
 
-    drift_later, predicted_later, networks_later = others(first)
+    others(first, protocol.flow_only())  # exports them
     print("and the table once more", flush=True)
     again = table()
-    drift, predicted, networks = others(again)
+    dense, *networks = others(again, protocol)
     device.close()
-    speed = again.calibration(network).networks[0].timing.median_ms
-    speed /= first.calibration(network).networks[0].timing.median_ms
+    fit = again.calibration(network)
+    predicted = [fit.whole_ms(item.layers_ms) for item in networks]
+    drift = dense.timing.median_ms / fit.networks[0].timing.median_ms
+    speed = fit.networks[0].timing.median_ms / first.calibration(network).networks[0].timing.median_ms
     return {
         "case": case,
         "runtime": first.title,
@@ -135,14 +133,11 @@ def run(case: str, runtime_name: str, precision: Precision, count: int, folder: 
         "rows": len(first.rows),
         "methods": sorted({row.method for row in first.rows}),
         "rank_step": first.rank_step,
-        "leave_one_out_mape": round(again.calibration(network).loo_mape, 4),
+        "leave_one_out_mape": round(fit.loo_mape, 4),
         "disturbed": [first.disturbed, any(item.timing.disturbed for item in networks), again.disturbed],
         "drift": round(drift - 1, 4),
         "errors": errors(predicted, networks, 1.0),
         "errors_at_equal_speed": errors(predicted, networks, drift),
-        "drift_minutes_later": round(drift_later - 1, 4),
-        "errors_minutes_later": errors(predicted_later, networks_later, 1.0),
-        "errors_minutes_later_at_equal_speed": errors(predicted_later, networks_later, drift_later),
         "drift_of_tables": round(speed - 1, 4),
         "repeat": repeat(first, again, 1.0),
         "repeat_at_equal_speed": repeat(first, again, speed),
