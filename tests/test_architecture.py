@@ -45,7 +45,7 @@ SIDEWAYS = {
 """Runtimes measure on devices, the terminal lists those, the command line calls recipes: all else is apart."""
 
 OWNERS = {
-    "executorch": {"runtimes/executorch.py", "runtimes/runner.py"},
+    "executorch": {"runtimes/executorch.py", "runtimes/pte.py", "runtimes/runner.py"},
     "litert_torch": {"runtimes/litert.py"},
     "ai_edge_litert": {"runtimes/tflite.py", "runtimes/delegation.py", "runtimes/runner.py"},
     "tflite_runtime": {"runtimes/runner.py"},
