@@ -6,10 +6,10 @@
 Writes results/profiling.json and .png beside this file after every case; what is there already is kept, unless
 other programs, or the host of a virtual machine, took time meanwhile, or the dense network ran slower or faster by
 more than 4 % when the others were measured: such a case is repeated. One thread, this machine. For each network,
-runtime and precision: a table is made (its seconds include all exports), `count` random rank assignments that no
-calibration has seen are exported, the table is made once more, and they are measured right behind it and compared
-with their prediction: their exports take minutes, in which the machine may have become another. Times do not
-depend on weights, so the networks are untrained.
+runtime and precision: a table is made (its seconds include all exports) and made again ("repeat"), `count` random
+rank assignments that no calibration has seen are exported, and measured right behind a third table that predicts
+them: their exports take minutes, in which the machine may have become another. Times do not depend on weights, so
+the networks are untrained.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 def run(case: str, runtime_name: str, precision: Precision, count: int, folder: Path) -> dict[str, Any]:
-    """Two tables of one network, and the errors of the second on networks that it has not seen."""
+    """Three tables of one network, and the errors of the last on networks that it has not seen."""
     make, shape = CASES[case]
     torch.manual_seed(0)
     model, inputs = order(make().eval()), (torch.randn(shape),)
@@ -108,23 +108,25 @@ def run(case: str, runtime_name: str, precision: Precision, count: int, folder: 
     began = time.monotonic()
     first = table()
     seconds = time.monotonic() - began
-    print(f"{case} {first.title} {precision}: table in {seconds:.0f} s, now {count} other networks", flush=True)
-    network = trace(model, inputs, name=case)
+    print(f"{case} {first.title} {precision}: table in {seconds:.0f} s", flush=True)
+    again, network = table(), trace(model, inputs, name=case)
 
     def others(known: LatencyTable, protocol: MeasuringProtocol) -> tuple[NetworkTiming, ...]:
         return measure_networks(
             model, inputs, known, runtime, device, folder=folder, count=count, name=case, protocol=protocol
         )
 
-    others(first, protocol.flow_only())  # exports them
-    print("and the table once more", flush=True)
-    again = table()
-    dense, *networks = others(again, protocol)
+    print(f"{runtime_name}: exporting {count} other networks", flush=True)
+    others(again, protocol.flow_only())
+    print("the third table, and the others", flush=True)
+    third = table()
+    dense, *networks = others(third, protocol)
     device.close()
-    fit = again.calibration(network)
+    fit = third.calibration(network)
     predicted = [fit.whole_ms(item.layers_ms) for item in networks]
     drift = dense.timing.median_ms / fit.networks[0].timing.median_ms
-    speed = fit.networks[0].timing.median_ms / first.calibration(network).networks[0].timing.median_ms
+    speeds = [each.calibration(network).networks[0].timing.median_ms for each in (first, again)]
+    speed = speeds[1] / speeds[0]
     return {
         "case": case,
         "runtime": first.title,
@@ -134,11 +136,12 @@ def run(case: str, runtime_name: str, precision: Precision, count: int, folder: 
         "methods": sorted({row.method for row in first.rows}),
         "rank_step": first.rank_step,
         "leave_one_out_mape": round(fit.loo_mape, 4),
-        "disturbed": [first.disturbed, any(item.timing.disturbed for item in networks), again.disturbed],
+        "disturbed": [each.disturbed for each in (first, again, third)]
+        + [any(item.timing.disturbed for item in networks)],
         "drift": round(drift - 1, 4),
         "errors": errors(predicted, networks, 1.0),
         "errors_at_equal_speed": errors(predicted, networks, drift),
-        "drift_of_tables": round(speed - 1, 4),
+        "drift_of_repeat": round(speed - 1, 4),
         "repeat": repeat(first, again, 1.0),
         "repeat_at_equal_speed": repeat(first, again, speed),
         "networks": [
