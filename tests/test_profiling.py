@@ -461,6 +461,15 @@ def test_a_rise_that_does_not_come_twice_is_no_step() -> None:
     assert find_step(times_ms, expected=16) is None
 
 
+def test_edges_that_are_no_staircase_are_no_step() -> None:
+    """Two of them, after 18 and 32, are 14 apart; none is after 28 or 42."""
+
+    def times_ms(ranks: Sequence[int]) -> dict[int, float]:
+        return {rank: 1.0 + 0.2 * (rank > 18) + 0.2 * (rank > 32) for rank in ranks}
+
+    assert find_step(times_ms, expected=16) is None
+
+
 def test_a_staircase_that_dips_still_has_its_steps() -> None:
     """LiteRT: slow between multiples of 16, fast on some of them."""
 
