@@ -21,7 +21,7 @@ from maestro_edge.runtimes.elastic import entry_name
 from maestro_edge.values import LatencyTable, Manifest, Variant
 from tests.command import ROOT, Done, here
 
-MODEL = "tests.test_shipping:build"
+MODEL = "tests.apps.test_shipping:build"
 OWN = ("--model", MODEL)
 LITERT = ("--runtime", "litert")
 
