@@ -46,7 +46,7 @@ def test_each_task_is_done_once(tmp_path: Path, count: int, forks_after: str | N
 
 
 def test_executorch_writes_the_same_file_in_a_process(tmp_path: Path) -> None:
-    """Its exporter is what is worth it: an int8 export of a ResNet-18 takes more than ten seconds."""
+    """Its exporter is what all this is for."""
     model, inputs = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), (torch.ones(1, 3, 8, 8),)
     runtime = load("executorch")
     paths = [tmp_path / "here.pte", tmp_path / "there.pte"]
