@@ -32,10 +32,11 @@ from maestro_edge.devices import LocalDevice
 from maestro_edge.errors import BudgetError
 from maestro_edge.planning import plan, reachable_ms
 from maestro_edge.recipes.data import Split
-from maestro_edge.recipes.deploy import measure_variants, table_of, verify_run
+from maestro_edge.recipes.deploy import measure_variants, verify_run
 from maestro_edge.recipes.plans import clear_plans, plan_run, sensitivity_of
 from maestro_edge.recipes.run import Run, create
 from maestro_edge.recipes.sweep import RIVALS
+from maestro_edge.recipes.tables import table_of
 from maestro_edge.recipes.trainings import train_run
 from maestro_edge.recipes.variants import export_run, export_variants
 from maestro_edge.runtimes import MeasuringProtocol, Runtime, load

@@ -48,9 +48,9 @@ from benchmarks.nested_accuracy import RESULTS
 from maestro_edge.devices import Device, LocalDevice
 from maestro_edge.errors import ExportError
 from maestro_edge.profiling import Conditions, measure_calmly
-from maestro_edge.recipes.deploy import table_of
 from maestro_edge.recipes.plans import sensitivity_of
 from maestro_edge.recipes.run import Run
+from maestro_edge.recipes.tables import table_of
 from maestro_edge.runtimes import RUNTIMES, MeasuringProtocol, Runtime, load
 from maestro_edge.values import Precision, Timing, write_atomically
 

@@ -22,10 +22,10 @@ from maestro_edge.recipes.bundles import bundle_run
 from maestro_edge.recipes.chains import Chain, chain_sampler
 from maestro_edge.recipes.data import Data, Split
 from maestro_edge.recipes.demo import spread_budgets
-from maestro_edge.recipes.deploy import table_of, verify_run
+from maestro_edge.recipes.deploy import verify_run
 from maestro_edge.recipes.plans import clear_plans, plan_run, sensitivity_of
 from maestro_edge.recipes.run import Run, augment, create, open_run, remove
-from maestro_edge.recipes.tables import load_table, profile_run
+from maestro_edge.recipes.tables import load_table, profile_run, table_of
 from maestro_edge.recipes.trainings import train_run
 from maestro_edge.recipes.variants import export_entries, export_run
 from maestro_edge.runtimes import MeasuringProtocol, digest

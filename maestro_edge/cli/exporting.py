@@ -144,9 +144,9 @@ def deploy(
     budgets = plan_budgets(
         budget_ms, budget_p90_ms, budget_kb, budget_memory_mb, budget_mmacs, budget_params, budget_mj
     )
-    from maestro_edge.recipes.deploy import table_of
     from maestro_edge.recipes.plans import clear_plans, plan_run, sensitivity_of
     from maestro_edge.recipes.run import open_run
+    from maestro_edge.recipes.tables import table_of
     from maestro_edge.recipes.variants import export_run
     from maestro_edge.runtimes import load_all
 

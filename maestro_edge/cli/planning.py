@@ -137,11 +137,11 @@ def sweep(
     model: OwnModel = None,
 ) -> None:
     """Measure the whole front of accuracy against time, with the dense network in fp32 and int8 beside it."""
-    from maestro_edge.recipes.deploy import table_of
     from maestro_edge.recipes.plans import sensitivity_of
     from maestro_edge.recipes.reports import require_report
     from maestro_edge.recipes.run import open_run
     from maestro_edge.recipes.sweep import sweep_run
+    from maestro_edge.recipes.tables import table_of
     from maestro_edge.reporting import write_front
     from maestro_edge.runtimes import load_all
     from maestro_edge.terminal import front_table

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from maestro_edge.devices import Device
 from maestro_edge.errors import BudgetError, TableError
 from maestro_edge.planning import account, plan, within
 from maestro_edge.profiling import Conditions, measure_calmly, recalibrate
 from maestro_edge.recipes.run import Progress, Run
-from maestro_edge.recipes.tables import load_table, profile_run, table_path
+from maestro_edge.recipes.tables import load_table
 from maestro_edge.recipes.variants import export_entries, export_variant
 from maestro_edge.runtimes import MeasuringProtocol, Runtime, digest
 from maestro_edge.runtimes.jobs import with_entry
@@ -21,7 +20,6 @@ from maestro_edge.values import (
     MeasuredMs,
     Network,
     NetworkTiming,
-    Precision,
     Quantity,
     RankPlan,
     Round,
@@ -31,7 +29,7 @@ from maestro_edge.values import (
     variant_name,
 )
 
-__all__ = ["MOST_ROUNDS", "measure_variants", "table_of", "verify_run"]
+__all__ = ["MOST_ROUNDS", "measure_variants", "verify_run"]
 
 MOST_ROUNDS = 5
 _SLACK = 0.03
@@ -112,33 +110,6 @@ def verify_run(
         if variant.missed:
             log.append(f"{variant.name} still {_excess(variant)}")
     return manifest, log
-
-
-def table_of(
-    run: Run,
-    runtime: Runtime,
-    device: Device,
-    *,
-    profiles: Path,
-    protocol: MeasuringProtocol,
-    precision: Precision = "fp32",
-    progress: Progress | None = None,
-) -> LatencyTable:
-    """The device's table that is calibrated for the run's network, profiled now where there is none.
-
-    Raises:
-        TableError: there is one that cannot be read, or that something else measured: it is not measured over.
-    """
-    where: dict[str, Any] = {"profiles": profiles, "threads": protocol.threads, "precision": precision}
-    known = table_path(runtime, device, **where).exists()
-    table = load_table(run, runtime, device, **where) if known else None
-    if table is None or all(fit.network != run.network.fingerprint for fit in table.calibrations):
-        return profile_run(
-            run, runtime, device, profiles=profiles, protocol=protocol, precision=precision, progress=progress
-        )
-    if progress is not None:
-        progress(1, 1, f"known: {table.file_name}")
-    return table
 
 
 def _exported(run: Run, runtime: Runtime, manifest: Manifest, variant: Variant, item: RankPlan) -> list[Variant]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from maestro_edge.devices import Device
 from maestro_edge.errors import TableError
@@ -13,7 +13,7 @@ from maestro_edge.recipes.run import Progress, Run
 from maestro_edge.runtimes import MeasuringProtocol, Runtime
 from maestro_edge.values import LatencyTable, Precision, refuse_unwritable
 
-__all__ = ["PredictionCheck", "check_prediction", "load_table", "profile_run", "table_path"]
+__all__ = ["PredictionCheck", "check_prediction", "load_table", "profile_run", "table_of", "table_path"]
 
 _CARRIED = "coreml"
 """The runtime whose device measures by itself: its files are carried there, its answers back."""
@@ -51,6 +51,33 @@ def profile_run(
         progress=progress,
     )
     return table.save_over(profiles)
+
+
+def table_of(
+    run: Run,
+    runtime: Runtime,
+    device: Device,
+    *,
+    profiles: Path,
+    protocol: MeasuringProtocol,
+    precision: Precision = "fp32",
+    progress: Progress | None = None,
+) -> LatencyTable:
+    """The device's table that is calibrated for the run's network, profiled now where there is none.
+
+    Raises:
+        TableError: there is one that cannot be read, or that something else measured: it is not measured over.
+    """
+    where: dict[str, Any] = {"profiles": profiles, "threads": protocol.threads, "precision": precision}
+    known = table_path(runtime, device, **where).exists()
+    table = load_table(run, runtime, device, **where) if known else None
+    if table is None or all(fit.network != run.network.fingerprint for fit in table.calibrations):
+        return profile_run(
+            run, runtime, device, profiles=profiles, protocol=protocol, precision=precision, progress=progress
+        )
+    if progress is not None:
+        progress(1, 1, f"known: {table.file_name}")
+    return table
 
 
 class PredictionCheck(NamedTuple):
