@@ -417,6 +417,28 @@ def test_a_file_that_loses_the_accuracy_of_its_model_is_removed(exported: Planne
     assert not (exported.run.folder / "files" / "fake-int8-dynamic-dense.fake").exists()
 
 
+def test_files_are_exported_side_by_side_where_that_can_be(exported: Planned) -> None:
+    """In processes that leave files and records; here, what one refused is tried again to be told."""
+    runtime, seen = Dull(version="2.0"), list[tuple[int, int]]()
+    runtime.forks_after = "os"
+
+    manifest, log = export_run(
+        exported.run,
+        exported.device,
+        [runtime],
+        rivals=["int8-dynamic"],
+        progress=lambda done, total, what: seen.append((done, total)),
+    )
+
+    plans = len(exported.run.plans())
+    assert runtime.exports == 1
+    assert len(log) == 1 and "int8-dynamic costs this network too much" in log[0]
+    assert [variant.runtime_version for variant in manifest.variants] == ["2.0"] * (1 + plans)
+    for variant in manifest.variants:
+        assert digest(exported.run.folder / "files" / variant.file) == variant.sha256
+    assert seen == [(done, plans + 2) for done in range(1, plans + 3)]
+
+
 def test_the_bundle_holds_what_the_manifest_names(exported: Planned, tmp_path: Path) -> None:
     """Files, labels and how an app feeds the model."""
     exported.verify()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +31,7 @@ from maestro_edge.runtimes import (
 )
 from maestro_edge.runtimes.coreml import combine
 from maestro_edge.runtimes.elastic import ElasticRuntime, entry_name, export_elastic
+from maestro_edge.runtimes.forking import side_by_side
 from maestro_edge.training import load_checkpoint
 from maestro_edge.values import (
     DENSE,
@@ -117,18 +120,35 @@ def export_run(
 def export_variants(
     run: Run, jobs: Sequence[Job], progress: Progress | None = None, *, layout: Layout = "NCHW"
 ) -> tuple[list[Variant], list[str]]:
-    """Export plans and dense networks; lines for those in int8 that were refused, which no plan asked for."""
-    variants, log = [], []
-    for done, (runtime, item) in enumerate(jobs, start=1):
-        try:
-            variants.append(export_variant(run, runtime, item, layout=layout))
-        except ExportError as error:
-            if isinstance(item, RankPlan) or item == "fp32" or runtime.name in WRITTEN_ONLY:
-                raise
-            log.append(f"{variant_name(runtime.name, item, DENSE)} is left out: {error}")
+    """Export plans and dense networks; lines for those in int8 that were refused, which no plan asked for.
+
+    Side by side where the runtime's files can be made so: each leaves its record, by which it is found here.
+    """
+    if any(not isinstance(item, RankPlan) for _, item in jobs):
+        _ = run.dense  # chosen once, for all processes
+    refused: dict[str, ExportError] = {}
+
+    def attempt(runtime: Runtime, item: RankPlan | Precision) -> Variant | None:
+        if isinstance(item, RankPlan) or item == "fp32" or runtime.name in WRITTEN_ONLY:
+            return export_variant(run, runtime, item, layout=layout)
+        name = variant_name(runtime.name, item, DENSE)
+        if name not in refused:
+            try:
+                return export_variant(run, runtime, item, layout=layout)
+            except ExportError as error:
+                refused[name] = error
+        return None
+
+    count = itertools.count(1)
+
+    def step() -> None:
         if progress is not None:
-            progress(done, len(jobs), f"exported {variants[-1].file}")
-    return variants, log
+            progress(next(count), len(jobs), "exported and compared")
+
+    for runtime, its_jobs in itertools.groupby(jobs, key=lambda job: job[0]):
+        side_by_side([partial(attempt, *job) for job in its_jobs], step, forks_after=runtime.forks_after)
+    variants = [variant for job in jobs if (variant := attempt(*job)) is not None]
+    return variants, [f"{name} is left out: {error}" for name, error in refused.items()]
 
 
 def combine_run(run: Run, manifest: Manifest) -> Manifest:

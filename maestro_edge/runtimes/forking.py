@@ -24,16 +24,15 @@ _MOST = 4
 def side_by_side(tasks: Sequence[Task], done: Task, *, forks_after: str | None) -> None:
     """Run the tasks, whose only effects are files, and call `done` after each.
 
-    Each in a process that is forked from this one, so that nothing is pickled, where fork() is safe; the first one
-    here unless the module `forks_after`, which all need, was imported before. None runs all of them here. One
-    whose process fails, or is ended for its memory, is done again here, where its error is raised.
+    Each in a process that is forked from this one, so that nothing is pickled, where fork() is safe; the first
+    ones here until the module `forks_after`, which all need, is imported. None runs all of them here. One whose
+    process fails, or is ended for its memory, is done again here, where its error is raised.
     """
-    forked = forks_after is not None and sys.platform == "linux"
-    here = len(tasks) if not forked else int(forks_after not in sys.modules)
-    for task in tasks[:here]:
-        task()
+    waiting, forks = list(tasks), sys.platform == "linux"
+    while waiting and not (forks and forks_after in sys.modules):
+        waiting.pop(0)()
         done()
-    _in_processes(tasks[here:], done)
+    _in_processes(waiting, done)
 
 
 def _in_processes(tasks: Sequence[Task], done: Task) -> None:
