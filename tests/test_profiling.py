@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,17 @@ from maestro_edge.profiling.measuring import PROBES_A_RUN, Measured, pooled
 from maestro_edge.profiling.options import covering_ranks
 from maestro_edge.runtimes import MeasuringProtocol, Operator
 from maestro_edge.runtimes.measuring import measuring_job
-from maestro_edge.values import DENSE, DeviceFacts, LatencyTable, Layer, LayerSpec, Network, NetworkTiming, Timing
+from maestro_edge.values import (
+    DENSE,
+    DeviceFacts,
+    Estimate,
+    LatencyTable,
+    Layer,
+    LayerSpec,
+    Network,
+    NetworkTiming,
+    Timing,
+)
 from tests.conftest import REST_MS, FakeRuntime, layer_ms
 
 EXAMPLE = (torch.zeros(1, 1, 8, 8),)
@@ -666,3 +677,55 @@ def test_equal_layers_whose_kernels_alternate_get_their_mean() -> None:
 def test_kernels_that_fit_no_layer_are_not_guessed(operators: list[Operator]) -> None:
     """A kernel too few, of another kind or another shape: the caller measures probes instead."""
     assert assign([(LayerSpec(kind="linear", in_channels=64, out_channels=96), 16)], operators) is None
+
+
+def other_layers() -> nn.Module:
+    """Ordered, with shapes of its own."""
+    torch.manual_seed(0)
+    widths = (1, 24, 40, 56, 72, 88)
+    convs = [nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths)]
+    return order(nn.Sequential(*convs, nn.Flatten(), nn.Linear(88 * 64, 10)).eval())
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_table_like_another_takes_ten_measurements(tmp_path: Path, tiny: nn.Module, other: bool) -> None:
+    """On a device 1.7 times as slow, of the same network or of one whose layers nobody measured."""
+    here = measured(other_layers(), tmp_path / "here")
+    model = (
+        order(nn.Sequential(nn.Conv2d(1, 32, 3), nn.Conv2d(32, 48, 3), nn.Conv2d(48, 80, 3))) if other else None
+    )
+    model = (model or other_layers()).eval()
+    slow, network = FakeRuntime(slowdown=1.7), trace(model, EXAMPLE)
+
+    table = profile(model, EXAMPLE, slow, LocalDevice(), folder=tmp_path / "there", like=here)
+
+    real = measured(model, tmp_path / "real", FakeRuntime(slowdown=1.7))
+    assert len(set(slow.measured)) == 7 + 3
+    assert sum(row.method == "probe" for row in table.rows) == 7
+    assert {(row.spec, row.rank) for row in table.rows} == {(row.spec, row.rank) for row in real.rows}
+    assert (table.source, table.file_name) == ("modelled", real.file_name.replace(".json", ".modelled.json"))
+    assert "are modelled: trust 'verify' alone" in table.doubts(network)[-1]
+    errors = [abs(row.ms / real.row(row.spec, row.rank).ms - 1) for row in table.rows]
+    assert max(errors) < (0.5 if other else 0.01)
+    coverage = {row.timing.coverage for row in table.rows if isinstance(row.timing, Estimate)}
+    assert coverage == {pytest.approx(0.7 if other else 0.8)}
+    dense_ms = real.predict_ms(network, {})
+    assert table.predict_ms(network, {}) == pytest.approx(dense_ms, rel=0.1 if other else 0.01)
+
+
+def test_a_table_is_like_a_measured_one_of_its_kind(ordered: nn.Module, tmp_path: Path) -> None:
+    """What was modelled or emulated teaches nothing, nor does another runtime or precision."""
+    here, runtime = measured(ordered, tmp_path), FakeRuntime()
+
+    def like(reference: LatencyTable, **more: bool) -> LatencyTable:
+        return profile(ordered, EXAMPLE, runtime, LocalDevice(), folder=tmp_path, like=reference, **more)
+
+    for source in ("modelled", "emulated"):
+        with pytest.raises(TableError, match=f"was {source}: give a measured table"):
+            like(here.model_copy(update={"source": source}))
+    with pytest.raises(TableError, match="is of other in fp32, not of fake in fp32"):
+        like(here.model_copy(update={"runtime": "other"}))
+    with pytest.raises(TableError, match="in int8-static, not of fake in fp32"):
+        like(here.model_copy(update={"precision": "int8-static"}))
+    with pytest.raises(TableError, match="no gauge forms"):
+        like(here, gauge=True)

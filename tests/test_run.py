@@ -546,6 +546,25 @@ def test_times_of_an_emulated_device_go_through_every_step_but_into_no_app(
     assert load_table(run, runtime, device, profiles=tmp_path, threads=1) == exported.table
 
 
+def test_a_modelled_table_serves_where_no_measured_one_is(exported: Planned, tmp_path: Path) -> None:
+    """A device half as fast, known from ten measurements: planned, exported, and held against its budgets."""
+    run, runtime, device = exported.run, exported.runtime, exported.device
+    runtime.slowdown = 2.0
+    table = profile_run(run, runtime, device, profiles=tmp_path, protocol=PROTOCOL, like=exported.table)
+
+    served = load_table(run, runtime, device, profiles=tmp_path, threads=1)
+    plan_run(run, served, exported.sensitivity, [2 * budget for budget in exported.budgets])
+    export_run(run, device, [runtime])
+    manifest, _ = verify_run(run, runtime, device, profiles=tmp_path, protocol=PROTOCOL)
+
+    assert served == table and table.source == "modelled"
+    assert all(plan.source == "modelled" for plan in run.plans())
+    planned = [variant for variant in manifest.variants if variant.is_planned]
+    assert planned and not any(variant.missed for variant in planned)
+    exported.table.save(tmp_path / exported.table.file_name)
+    assert load_table(run, runtime, device, profiles=tmp_path, threads=1) == exported.table
+
+
 def test_a_table_of_another_version_is_named(planned: Planned) -> None:
     """The message lists what was found instead."""
     with pytest.raises(TableError, match=r"found .*fake-1\.0"):

@@ -104,6 +104,13 @@ def profile(
         bool,
         typer.Option("--gauge", help="Also measure layers in gauge form, which plans then choose where faster."),
     ] = False,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            help="Another device's table, or of other networks: measure 7 layers and 3 networks, model the rest.",
+            show_default=False,
+        ),
+    ] = None,
     model: OwnModel = None,
 ) -> None:
     """Measure every distinct layer at its ranks on one or more devices, and write the latency tables."""
@@ -111,9 +118,11 @@ def profile(
 
     from maestro_edge.recipes.run import open_run
     from maestro_edge.runtimes import load_all
-    from maestro_edge.values import refuse_unwritable
+    from maestro_edge.values import LatencyTable, refuse_unwritable
 
-    load_all(runtime or TIMED)
+    reference = None if like is None else LatencyTable.load(like)
+    runtime = runtime or [*TIMED] if reference is None else [reference.runtime]
+    load_all(runtime)
     open_run(run, model=model)
     refuse_unwritable(profiles)  # before a device is waited for
     names = device or ["local"]
@@ -136,6 +145,7 @@ def profile(
                 step,
                 emulated=emulated,
                 gauge=gauge,
+                like=reference,
             )
 
         for found in [pool.submit(one, name) for name in names]:
@@ -146,7 +156,7 @@ def profile(
 def _profile_on(
     name: str,
     run: Run,
-    runtimes: list[str] | None,
+    runtimes: list[str],
     profiles: Path,
     protocol: Any,
     precision: Any,
@@ -156,6 +166,7 @@ def _profile_on(
     *,
     emulated: bool,
     gauge: bool,
+    like: LatencyTable | None,
 ) -> list[str]:
     from maestro_edge.profiling import governor as set_governor
     from maestro_edge.recipes.tables import check_prediction, profile_run
@@ -163,7 +174,7 @@ def _profile_on(
 
     lines = []
     with claimed(name) as device, set_governor(device, governor):
-        for item in load_all(runtimes or TIMED):
+        for item in load_all(runtimes):
             title = item.name if name == "local" else f"{item.name} on {name}"
             table = profile_run(
                 run,
@@ -174,6 +185,7 @@ def _profile_on(
                 precision=precision,
                 emulated=emulated,
                 gauge=gauge,
+                like=like,
                 progress=step(title),
             )
             lines.append(_table_line(table, run.network, profiles))

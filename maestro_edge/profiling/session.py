@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from maestro_edge.devices import Device
-from maestro_edge.errors import ExportError, RunnerError
+from maestro_edge.errors import ExportError, RunnerError, TableError
 from maestro_edge.ordered import cut, gauge_layers, ordered_layers, trace
 from maestro_edge.profiling.calibration import calibrated
 from maestro_edge.profiling.edges import find_step, widest
@@ -42,6 +42,8 @@ from maestro_edge.profiling.options import (
     random_ranks,
     wanted_rows,
 )
+from maestro_edge.profiling.predictor import complete
+from maestro_edge.profiling.transfer import transferred
 from maestro_edge.runtimes import MeasuringProtocol, Runtime, TracingRuntime, mixing, size_bytes
 from maestro_edge.runtimes.forking import side_by_side
 from maestro_edge.values import (
@@ -64,6 +66,8 @@ _ALONE = 3
 """Networks of mixed ranks that are also run alone; each takes a start of the runtime."""
 _MIXED = 3
 """Random networks of mixed precision, beside one with all layers in int8, that calibrate a table of it."""
+_FEW_LAYERS, _FEW_NETWORKS = 7, 3
+"""What is measured where all else is modelled from another table: ten in all."""
 _LEAST_MS = 1e-6
 """A row is above zero, whatever the noise of a difference."""
 _EXPORTS = threading.Lock()
@@ -99,6 +103,7 @@ def profile(
     protocol: MeasuringProtocol | None = None,
     emulated: bool = False,
     gauge: bool = False,
+    like: LatencyTable | None = None,
     progress: Progress | None = None,
 ) -> LatencyTable:
     """Measure every distinct LayerSpec of an ordered model at its ranks and dense, and fit whole networks.
@@ -110,8 +115,13 @@ def profile(
     it is added to the dense layer's row. A mixed table has fp32 rows, and those of each ordered layer in int8,
     by probes in the same way; networks of both are in its fit.
 
+    With `like`, a table of another device or of other networks, only seven probes and three whole networks are
+    measured; the other rows are modelled from its rows (a layer that it lacks by `complete`), with intervals, and
+    the table says that it is modelled.
+
     Raises:
         DeviceError: the device or the runtime failed.
+        TableError: `like` is of another runtime or precision, or was not measured itself; or it is too small.
         ExportError: the model cannot be exported, gauge forms are asked for in int8, or a file of the runtime has
             one precision where a mixed table is asked for.
     """
@@ -120,10 +130,12 @@ def profile(
         mixing(runtime)
     if gauge and precision != "fp32":
         raise ExportError(f"gauge forms are measured in fp32, not {precision}: profile them apart")
+    if like is not None:
+        _require_like(like, runtime, precision, gauge=gauge)
     session = _Session(model, inputs, runtime, device, folder, name, precision, protocol, progress)
     if gauge:
         session.gauge = gauge_layers(model, inputs)
-    table = session.run()
+    table = session.run() if like is None else session.run_like(like)
     return table.model_copy(update={"source": "emulated"}) if emulated else table
 
 
@@ -215,6 +227,31 @@ class _Session:
         finally:  # what was refused must not be read again by the session that follows
             self.journal.clear()
             self.rows_path.unlink()
+        return calibrated(table, self.network, networks)
+
+    def run_like(self, reference: LatencyTable) -> LatencyTable:
+        """A few layers and networks measured, all other rows from those of `reference`."""
+        self.journal = Journal(self.folder / "like")
+        self.journal.folder.mkdir(exist_ok=True)
+        self.rank_step = reference.rank_step
+        self.options = layer_options(self.network, self.ranks, step=self.rank_step or self.runtime.rank_step)
+        known = complete(reference, sorted(self._wanted(), key=str))
+        rows = sorted(
+            (known.row(*key) for key in self._wanted()), key=lambda row: (row.ms, str((row.spec, row.rank)))
+        )
+        few = {round(i * (len(rows) - 1) / (_FEW_LAYERS - 1)) for i in range(_FEW_LAYERS)}
+        sets = [
+            _Whole(ranks) for ranks in calibrating_ranks(self.options, seed=self.protocol.seed)[:_FEW_NETWORKS]
+        ]
+        self.total = len(sets) + 2
+        paths = self.export_networks(sets)
+        probed = self._probed([(rows[index].spec, rows[index].rank) for index in sorted(few)], paths[_DENSE])
+        found = {
+            (row.spec, row.rank): row for row in transferred(rows, {k: t.median_ms for k, t in probed.items()})
+        }
+        table = self._table(found | {key: _row(key, "probe", timing) for key, timing in probed.items()})
+        networks = self._with_alone(self.whole(sets, paths, table), paths)
+        self.journal.clear()
         return calibrated(table, self.network, networks)
 
     def _calibrating(self, *, traced: bool) -> list[_Whole]:
@@ -422,7 +459,7 @@ class _Session:
 
     def _table(self, rows: Mapping[Key, LatencyRow]) -> LatencyTable:
         return LatencyTable(
-            source="measured",
+            source="modelled" if any(row.method == "modelled" for row in rows.values()) else "measured",
             device=self.device.facts(),
             runtime=self.runtime.name,
             runtime_version=self.runtime_version,
@@ -432,6 +469,18 @@ class _Session:
             rows=tuple(rows.values()),
             runner_sha256=self.runtime.runner_sha256(self.device),
             rank_step=self.rank_step,
+        )
+
+
+def _require_like(like: LatencyTable, runtime: Runtime, precision: Precision, *, gauge: bool) -> None:
+    if gauge or precision == "mixed":
+        raise TableError("a table like another has no gauge forms and one precision: measure a whole one")
+    if like.source not in ("measured", "imported"):
+        raise TableError(f"{like.title} was {like.source}: give a measured table to model another from")
+    if (like.runtime, like.precision) != (runtime.name, precision):
+        raise TableError(
+            f"{like.title} is of {like.runtime} in {like.precision}, not of {runtime.name} in {precision}: "
+            "give a table of that"
         )
 
 

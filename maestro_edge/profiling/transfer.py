@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from maestro_edge.errors import TableError
 from maestro_edge.profiling.predictor import Floats, conformal_quantile
-from maestro_edge.values import Estimate
+from maestro_edge.values import Estimate, LatencyRow, LayerSpec, Rank
 
-__all__ = ["Transfer"]
+__all__ = ["Transfer", "transferred"]
 
 _SHRINKAGE = 0.1
 
@@ -54,6 +54,33 @@ class Transfer:
         return [
             Estimate(ms=ms, low_ms=ms / wide, high_ms=ms * wide, coverage=self.coverage) for ms in middle.tolist()
         ]
+
+
+def transferred(
+    rows: Sequence[LatencyRow], measured_ms: Mapping[tuple[LayerSpec, Rank], float]
+) -> list[LatencyRow]:
+    """`rows` of another device, or of a predictor, as they should be where a few of them were measured.
+
+    The interval of a row that was an estimate before is as wide as both together, and holds at least as often as
+    both do (union bound).
+
+    Raises:
+        TableError: as `Transfer.fit`.
+    """
+    known = {(row.spec, row.rank): row.ms for row in rows}
+    model = Transfer.fit([[known[key]] for key in measured_ms], list(measured_ms.values()))
+    found = []
+    for row, there in zip(rows, model.predict([[row.ms] for row in rows]), strict=True):
+        if isinstance(row.timing, Estimate):
+            here = row.timing
+            there = Estimate(
+                ms=there.ms,
+                low_ms=there.low_ms * here.low_ms / here.ms,
+                high_ms=there.high_ms * here.high_ms / here.ms,
+                coverage=there.coverage + here.coverage - 1,
+            )
+        found.append(LatencyRow(spec=row.spec, rank=row.rank, method="modelled", timing=there))
+    return found
 
 
 def _columns(references_ms: Sequence[Sequence[float]]) -> Floats:

@@ -29,6 +29,7 @@ def profile_run(
     precision: Precision = "fp32",
     emulated: bool = False,
     gauge: bool = False,
+    like: LatencyTable | None = None,
     progress: Progress | None = None,
 ) -> LatencyTable:
     """Measure the run's model on a device, and write the table to `profiles`.
@@ -48,6 +49,7 @@ def profile_run(
         protocol=protocol,
         emulated=emulated,
         gauge=gauge,
+        like=like,
         progress=progress,
     )
     return table.save_over(profiles)
@@ -132,7 +134,7 @@ def load_table(
     threads: int,
     precision: Precision = "fp32",
 ) -> LatencyTable:
-    """The table of this runtime and device; where it was not measured, one that was emulated.
+    """The table of this runtime and device; where it was not measured, one that was modelled, or emulated.
 
     Of Core ML it is that of the iPhone, which is not connected.
 
@@ -155,10 +157,10 @@ def load_table(
 
 
 def table_path(runtime: Runtime, device: Device, *, profiles: Path, threads: int, precision: Precision) -> Path:
-    """Where the table of this runtime and device is, or would be: the emulated one where only that is there."""
+    """Where the table of this runtime and device is or would be; a modelled or emulated one where only that is."""
     stem = f"{device.facts().name}.{runtime.name}-{runtime.version_on(device)}.{precision}-t{threads}"
-    path, emulated = (profiles / f"{stem}{suffix}" for suffix in (".json", ".emulated.json"))
-    return emulated if emulated.exists() and not path.exists() else path
+    measured, *others = (profiles / f"{stem}{source}.json" for source in ("", ".modelled", ".emulated"))
+    return next((path for path in (measured, *others) if path.exists()), measured)
 
 
 def _carried_table(run: Run, runtime: Runtime, profiles: Path) -> LatencyTable:
