@@ -553,6 +553,7 @@ def test_a_modelled_table_serves_where_no_measured_one_is(exported: Planned, tmp
     table = profile_run(run, runtime, device, profiles=tmp_path, protocol=PROTOCOL, like=exported.table)
 
     served = load_table(run, runtime, device, profiles=tmp_path, threads=1)
+    clear_plans(run)
     plan_run(run, served, exported.sensitivity, [2 * budget for budget in exported.budgets])
     export_run(run, device, [runtime])
     manifest, _ = verify_run(run, runtime, device, profiles=tmp_path, protocol=PROTOCOL)
