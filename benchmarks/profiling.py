@@ -190,12 +190,19 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-    figure, axes = pyplot.subplots(figsize=(5.6, 5.2))
-    for row in rows:
-        measured = [item["ms"] for item in row["networks"]]
-        label = f"{row['case']} {row['runtime'].partition('/')[2]} {row['precision']}"
-        marker, label = (".", label) if is_calm(row) else ("x", f"{label}, disturbed")
-        axes.plot(measured, [item["predicted"] for item in row["networks"]], marker, label=label)
+    figure, axes = pyplot.subplots(figsize=(6.4, 5.6))
+    for row in sorted(rows, key=lambda row: (list(CASES).index(row["case"]), row["runtime"], row["precision"])):
+        measured, runtime = [item["ms"] for item in row["networks"]], row["runtime"].partition("/")[2]
+        colour = f"C{list(CASES).index(row['case'])}"
+        axes.plot(
+            measured,
+            [item["predicted"] for item in row["networks"]],
+            ("o" if runtime.startswith("executorch") else "^") if is_calm(row) else "x",
+            color=colour,
+            markerfacecolor=colour if row["precision"] == "fp32" else "none",
+            markersize=5,
+            label=f"{row['case']} {runtime} {row['precision']}{'' if is_calm(row) else ', disturbed'}",
+        )
     low, high = axes.get_xlim()
     axes.plot([low, high], [low, high], color="black", linewidth=0.8)
     axes.set_xscale("log")
