@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import signal
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,9 @@ from maestro_edge.training import TrainSet
 from maestro_edge.values import Alone, LayerSpec, Precision, Rank, Timing, write_atomically
 
 REST_MS = 0.25
+
+# Under a shell's "&" SIGINT is ignored, and would be by all that tests start to interrupt it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class FakeRuntime:

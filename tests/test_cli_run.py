@@ -137,6 +137,24 @@ def test_deploy_plans_exports_and_measures_in_one_call(run: Path) -> None:
     assert [done.measured_ms for done in made.rounds][-1] == made.measured_ms
 
 
+def test_a_table_like_another_is_modelled(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Of the runtime of the one that is given; its rows, but for seven, are estimates, which `show` tells."""
+    (table,) = (run / "profiles").glob("*.litert-*.json")
+
+    done = shown("profile", "runs/demo", "--like", str(table), "--profiles", "out", folder=run, capfd=capfd)
+
+    assert done.code == 0, done.err
+    (path,) = (run / "out").glob("*.litert-*.modelled.json")
+    rows = LatencyTable.load(path).rows
+    assert sum(row.method == "probe" for row in rows) == 7
+    assert {(row.spec, row.rank) for row in rows} == {
+        (row.spec, row.rank) for row in LatencyTable.load(table).rows
+    }
+    assert f"{len(rows) - 7} of {len(rows)} rows" in " ".join(done.out.split())
+    told = shown("profiles", "show", str(path), folder=run, capfd=capfd).out
+    assert "modelled" in told and "(80 %)" in told
+
+
 def test_sweep_writes_the_front(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """One plan and the dense network in three precisions, as a table, a CSV and a figure."""
     done = here("sweep", "runs/demo", "--runtime", "litert", "--count", "1", folder=run)
