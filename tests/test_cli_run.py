@@ -153,6 +153,8 @@ def test_a_table_like_another_is_modelled(run: Path, capfd: pytest.CaptureFixtur
     assert f"{len(rows) - 7} of {len(rows)} rows" in " ".join(done.out.split())
     told = shown("profiles", "show", str(path), folder=run, capfd=capfd).out
     assert "modelled" in told and "(80 %)" in told
+    other = here("profile", "runs/demo", "--runtime", "executorch", "--like", str(table), folder=run)
+    assert "is of litert in fp32, not of executorch in fp32" in refused(other)
 
 
 def test_sweep_writes_the_front(run: Path, capfd: pytest.CaptureFixture[str]) -> None:

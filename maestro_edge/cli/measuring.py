@@ -121,7 +121,7 @@ def profile(
     from maestro_edge.values import LatencyTable, refuse_unwritable
 
     reference = None if like is None else LatencyTable.load(like)
-    runtime = runtime or [*TIMED] if reference is None else [reference.runtime]
+    runtime = runtime or ([*TIMED] if reference is None else [reference.runtime])
     load_all(runtime)
     open_run(run, model=model)
     refuse_unwritable(profiles)  # before a device is waited for
