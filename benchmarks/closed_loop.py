@@ -256,6 +256,7 @@ def draw(cases: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 
     figure, panels = pyplot.subplots(2, len(cases), figsize=(3.6 * len(cases), 6.4), squeeze=False)
     for (upper, lower), case in zip(panels.T, cases, strict=True):
@@ -276,6 +277,9 @@ def draw(cases: Sequence[Mapping[str, Any]], path: Path) -> None:
         lower.set(xlabel="budget in ms", ylabel="test top-1 %")
         for panel in (upper, lower):
             panel.set_xscale("log")
+            panel.xaxis.set_major_locator(MaxNLocator(5))
+            panel.xaxis.set_major_formatter(ScalarFormatter())
+            panel.xaxis.set_minor_locator(NullLocator())
             panel.grid(alpha=0.3)
     panels[0][0].legend(fontsize=8)
     panels[1][0].legend(fontsize=8)
