@@ -35,6 +35,7 @@ from maestro_edge.runtimes import MeasuringProtocol, Operator
 from maestro_edge.runtimes.measuring import measuring_job
 from maestro_edge.values import (
     DENSE,
+    Alone,
     DeviceFacts,
     Estimate,
     LatencyTable,
@@ -688,13 +689,11 @@ def other_layers() -> nn.Module:
 
 
 @pytest.mark.parametrize("other", [False, True])
-def test_a_table_like_another_takes_ten_measurements(tmp_path: Path, tiny: nn.Module, other: bool) -> None:
+def test_a_table_like_another_takes_ten_measurements(tmp_path: Path, other: bool) -> None:
     """On a device 1.7 times as slow, of the same network or of one whose layers nobody measured."""
     here = measured(other_layers(), tmp_path / "here")
-    model = (
-        order(nn.Sequential(nn.Conv2d(1, 32, 3), nn.Conv2d(32, 48, 3), nn.Conv2d(48, 80, 3))) if other else None
-    )
-    model = (model or other_layers()).eval()
+    unseen = nn.Sequential(nn.Conv2d(1, 32, 3), nn.Conv2d(32, 48, 3), nn.Conv2d(48, 80, 3))
+    model = order(unseen.eval()) if other else other_layers()
     slow, network = FakeRuntime(slowdown=1.7), trace(model, EXAMPLE)
 
     table = profile(model, EXAMPLE, slow, LocalDevice(), folder=tmp_path / "there", like=here)
@@ -717,8 +716,11 @@ def test_a_table_is_like_a_measured_one_of_its_kind(ordered: nn.Module, tmp_path
     """What was modelled or emulated teaches nothing, nor does another runtime or precision."""
     here, runtime = measured(ordered, tmp_path), FakeRuntime()
 
-    def like(reference: LatencyTable, *, gauge: bool = False) -> LatencyTable:
-        return profile(ordered, EXAMPLE, runtime, LocalDevice(), folder=tmp_path, like=reference, gauge=gauge)
+    def like(reference: LatencyTable, *, gauge: bool = False, emulated: bool = False) -> LatencyTable:
+        device = LocalDevice()
+        return profile(
+            ordered, EXAMPLE, runtime, device, folder=tmp_path, like=reference, gauge=gauge, emulated=emulated
+        )
 
     for source in ("modelled", "emulated"):
         with pytest.raises(TableError, match=f"was {source}: give a measured table"):
@@ -729,3 +731,27 @@ def test_a_table_is_like_a_measured_one_of_its_kind(ordered: nn.Module, tmp_path
         like(here.model_copy(update={"precision": "int8-static"}))
     with pytest.raises(TableError, match="no gauge forms"):
         like(here, gauge=True)
+    with pytest.raises(TableError, match="emulated device say nothing"):
+        like(here, emulated=True)
+
+
+def test_a_table_like_another_goes_on_with_its_own_networks_alone(tmp_path: Path) -> None:
+    """Interrupted when all was measured, then begun anew from a table whose ranks lie elsewhere."""
+
+    class Lost(FakeRuntime):
+        def measure_alone(self, device: Device, path: Path, protocol: MeasuringProtocol) -> Alone:
+            raise DeviceError("the cable was pulled")
+
+    model, here = other_layers(), measured(other_layers(), tmp_path / "here")
+
+    def like(runtime: FakeRuntime, reference: LatencyTable) -> LatencyTable:
+        return profile(model, EXAMPLE, runtime, LocalDevice(), folder=tmp_path / "there", like=reference)
+
+    with pytest.raises(DeviceError, match="the cable was pulled"):
+        like(Lost(), here)
+    fine = like(FakeRuntime(), here.model_copy(update={"rank_step": 8}))
+    again = FakeRuntime()
+    table = like(again, here)
+
+    assert {row.rank for row in fine.rows} != {row.rank for row in table.rows}
+    assert again.measured == []  # all was kept, and nothing of it was lost to the other

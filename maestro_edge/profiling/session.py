@@ -121,7 +121,8 @@ def profile(
 
     Raises:
         DeviceError: the device or the runtime failed.
-        TableError: `like` is of another runtime or precision, or was not measured itself; or it is too small.
+        TableError: `like` is of another runtime or precision, was not measured itself, or is too small; or the
+            device is emulated.
         ExportError: the model cannot be exported, gauge forms are asked for in int8, or a file of the runtime has
             one precision where a mixed table is asked for.
     """
@@ -131,7 +132,7 @@ def profile(
     if gauge and precision != "fp32":
         raise ExportError(f"gauge forms are measured in fp32, not {precision}: profile them apart")
     if like is not None:
-        _require_like(like, runtime, precision, gauge=gauge)
+        _require_like(like, runtime, precision, gauge=gauge, emulated=emulated)
     session = _Session(model, inputs, runtime, device, folder, name, precision, protocol, progress)
     if gauge:
         session.gauge = gauge_layers(model, inputs)
@@ -231,8 +232,6 @@ class _Session:
 
     def run_like(self, reference: LatencyTable) -> LatencyTable:
         """A few layers and networks measured, all other rows from those of `reference`."""
-        self.journal = Journal(self.folder / "like")
-        self.journal.folder.mkdir(exist_ok=True)
         self.rank_step = reference.rank_step
         self.options = layer_options(self.network, self.ranks, step=self.rank_step or self.runtime.rank_step)
         known = complete(reference, sorted(self._wanted(), key=str))
@@ -243,6 +242,9 @@ class _Session:
         sets = [
             _Whole(ranks) for ranks in calibrating_ranks(self.options, seed=self.protocol.seed)[:_FEW_NETWORKS]
         ]
+        # Apart from a whole session that was interrupted, and from one like a table with other ranks.
+        self.journal = Journal(self.folder / f"like-{_digest([item.name for item in sets])}")
+        self.journal.folder.mkdir(exist_ok=True)
         self.total = len(sets) + 2
         paths = self.export_networks(sets)
         probed = self._probed([(rows[index].spec, rows[index].rank) for index in sorted(few)], paths[_DENSE])
@@ -472,7 +474,11 @@ class _Session:
         )
 
 
-def _require_like(like: LatencyTable, runtime: Runtime, precision: Precision, *, gauge: bool) -> None:
+def _require_like(
+    like: LatencyTable, runtime: Runtime, precision: Precision, *, gauge: bool, emulated: bool
+) -> None:
+    if emulated:
+        raise TableError("times of an emulated device say nothing to model others from: measure a real one")
     if gauge or precision == "mixed":
         raise TableError("a table like another has no gauge forms and one precision: measure a whole one")
     if like.source not in ("measured", "imported"):

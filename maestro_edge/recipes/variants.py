@@ -124,20 +124,16 @@ def export_variants(
 
     Side by side where the runtime's files can be made so: each leaves its record, by which it is found here.
     """
-    if any(not isinstance(item, RankPlan) for _, item in jobs):
-        _ = run.dense  # chosen once, for all processes
-    refused: dict[str, ExportError] = {}
+    found: dict[int, Variant | ExportError] = {}  # of what is done in this process
 
-    def attempt(runtime: Runtime, item: RankPlan | Precision) -> Variant | None:
-        if isinstance(item, RankPlan) or item == "fp32" or runtime.name in WRITTEN_ONLY:
-            return export_variant(run, runtime, item, layout=layout)
-        name = variant_name(runtime.name, item, DENSE)
-        if name not in refused:
-            try:
-                return export_variant(run, runtime, item, layout=layout)
-            except ExportError as error:
-                refused[name] = error
-        return None
+    def attempt(index: int) -> None:
+        runtime, item = jobs[index]
+        try:
+            found[index] = export_variant(run, runtime, item, layout=layout)
+        except ExportError as error:
+            if isinstance(item, RankPlan) or item == "fp32" or runtime.name in WRITTEN_ONLY:
+                raise
+            found[index] = error
 
     count = itertools.count(1)
 
@@ -145,10 +141,19 @@ def export_variants(
         if progress is not None:
             progress(next(count), len(jobs), "exported and compared")
 
-    for runtime, its_jobs in itertools.groupby(jobs, key=lambda job: job[0]):
-        side_by_side([partial(attempt, *job) for job in its_jobs], step, forks_after=runtime.forks_after)
-    variants = [variant for job in jobs if (variant := attempt(*job)) is not None]
-    return variants, [f"{name} is left out: {error}" for name, error in refused.items()]
+    for runtime, indices in itertools.groupby(range(len(jobs)), key=lambda index: jobs[index][0]):
+        side_by_side([partial(attempt, index) for index in indices], step, forks_after=runtime.forks_after)
+    variants, log = [], []
+    for index, (runtime, item) in enumerate(jobs):
+        if index not in found:
+            attempt(index)
+        made = found[index]
+        if isinstance(made, Variant):
+            variants.append(made)
+        else:
+            assert not isinstance(item, RankPlan)
+            log.append(f"{variant_name(runtime.name, item, DENSE)} is left out: {made}")
+    return variants, log
 
 
 def combine_run(run: Run, manifest: Manifest) -> Manifest:
