@@ -6,7 +6,8 @@
 CIFAR10 is cifar10-jpeg.tar or the folder of Python batches. Trains each network on 10,000 images (dense, then
 ordered), profiles this machine, plans random budgets between the fastest plan and dense, exports, and runs the
 loop of `maestro-edge verify`. One thread. Writes results/closed_loop.json and .png beside this file after every
-(network, runtime); what is there is kept, and trained networks and tables in --work are too. The rivals at each
+(network, runtime); what is there is kept, and trained networks, tables and plans in --work are too (the plans, in
+plans/NETWORK-RUNTIME, are what `python -m benchmarks.never_slower` replays). The rivals at each
 budget: one share of the ranks for all layers and planning by multiply-accumulates alone, both as large as the same
 table allows, and the dense network in int8 where its own measured time is below the budget.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -139,7 +141,7 @@ def planned(
     """
     low = reachable_ms(run.network, table, losses) * 1.12
     high = max(table.predict_ms(run.network, {}), least_ratio * low)
-    budgets = [float(f"{low * (high / low) ** share:.3g}") for share in shares]
+    budgets = [float(f"{low * (high / low) ** share:.4g}") for share in shares]
     clear_plans(run)
     return plan_run(run, table, losses, budgets)
 
@@ -186,6 +188,9 @@ def run_case(run: Run, runtime: Runtime, count: int, profiles: Path) -> dict[str
     plans = {item.name: item for item in planned(run, table, losses, shares)}
     export_run(run, device, [runtime])
     manifest, log = verify_run(run, runtime, device, profiles=profiles, protocol=protocol)
+    kept = profiles.parent / "plans" / f"{run.folder.name}-{runtime.name}"
+    shutil.rmtree(kept, ignore_errors=True)
+    shutil.copytree(run.folder / "plans", kept / "plans")  # the next runtime's take their place; never_slower reads
     rivals, left_out = export_variants(run, [(runtime, each) for each in ("fp32", *RIVALS)])
     measured, _ = measure_variants(run, rivals, runtime, device, protocol)
     device.close()

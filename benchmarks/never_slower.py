@@ -1,8 +1,8 @@
 """A replay: is any layer of any plan slower than the dense layer that it stands for, when both are measured again?
 
-    python -m benchmarks.never_slower RUN_FOLDER… [--out FOLDER]
+    python -m benchmarks.never_slower FOLDER… [--out FOLDER]
 
-RUN_FOLDER holds plans, such as those that `python -m benchmarks.closed_loop` leaves in its --work folder. Every
+FOLDER/plans holds plans: a run's folder, or one of .cache/closed_loop/plans/ of `benchmarks.closed_loop`. Every
 distinct (layer shape, rank) that a plan chose is written as a file of one layer beside its dense layer, and both
 are timed anew, interleaved, on one thread; nothing of the table that chose is used. Writes
 results/never_slower.json and .png beside this file. Single layers on ExecuTorch carry the runtime's own call on

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from itertools import pairwise
+from functools import reduce
+from itertools import combinations, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -25,9 +26,8 @@ _STARTS = 8
 """Choices on the walk that are improved: what the first one keeps may block what a later one has room for."""
 _MOVES = 600
 """Changes of one layer that are tried in pairs: those that cost least at the price of the budget."""
-_REFILLS = 100
-"""Changes that are tried with whatever then fits; each looks at every option, so only where these are few."""
-_FEW = 5000
+_TRIPLED, _FEW = 60, 5000
+"""Changes that are tried in threes, where the options are few: where they are many, pairs leave nearly no gap."""
 _NEAR = 1e-4
 """A loss that is above its bound by this share is not improved any more."""
 
@@ -109,7 +109,7 @@ def solve(layers: Sequence[Sequence[Option]], budgets: Sequence[float]) -> Solut
 
     Begins with the least loss everywhere and takes, while over a budget, the step down a layer's hull that gives
     up the least loss for what it saves, which solves the continuous relaxation (Sinha and Zoltners, Operations
-    Research 1979). What is left is then spent on single and paired changes that lower the loss. Several costs
+    Research 1979). What is left is then spent on changes of one to three layers that lower the loss. Several costs
     are added up as shares of their budgets; shares that stay over one get more weight until all hold.
 
     Raises:
@@ -226,7 +226,7 @@ def charged(problem: Knapsack, prices: Floats) -> Floats:
 
 
 def _improved(problem: Knapsack, chosen: Indices, prices: Floats, bound: float) -> Indices:
-    """While it lowers the loss within the budgets: one change, two of different layers, or one and a refill."""
+    """While it lowers the loss within the budgets: one, two or three changes of different layers."""
     rows = np.arange(len(chosen))
     sums = charged(problem, prices)
     while True:
@@ -236,40 +236,31 @@ def _improved(problem: Knapsack, chosen: Indices, prices: Floats, bound: float) 
         extra = sums - sums[rows, chosen][:, None]
         extra[rows, chosen] = np.inf
         cheapest = np.argsort(extra, axis=None)[:_MOVES]
-        moves = np.unravel_index(cheapest[np.isfinite(extra.flat[cheapest])], extra.shape)
-        better = _paired(problem, chosen, *moves)
+        layer, option = np.unravel_index(cheapest[np.isfinite(extra.flat[cheapest])], extra.shape)
+        better = _together(problem, chosen, layer, option, 2)
         if better is None and sums.size <= _FEW:
-            better = _refilled(problem, chosen, *moves)
+            better = _together(problem, chosen, layer[:_TRIPLED], option[:_TRIPLED], 3)
         if better is None:
             return chosen
         chosen = better
 
 
-def _paired(problem: Knapsack, chosen: Indices, layer: Indices, option: Indices) -> Indices | None:
+def _together(problem: Knapsack, chosen: Indices, layer: Indices, option: Indices, count: int) -> Indices | None:
+    """Of all `count` changes of as many layers that fit, those that gain most; None if none gains."""
     loss = problem.losses[layer, option] - problem.losses[layer, chosen[layer]]
     cost = problem.costs[:, layer, option] - problem.costs[:, layer, chosen[layer]]
     slack = problem.limits - problem.total(chosen)
-    gain = loss[:, None] + loss[None, :]
-    fits = (cost[:, :, None] + cost[:, None, :] <= slack[:, None, None]).all(0)
-    gain[~fits | (layer[:, None] == layer[None, :])] = 0.0
+    gain = reduce(np.add.outer, [loss] * count)
+    for each, left in zip(cost, slack, strict=True):
+        gain[reduce(np.add.outer, [each] * count) > left] = 0.0
+    for first, second in combinations(np.ix_(*[layer] * count), 2):
+        gain[np.broadcast_to(first == second, gain.shape)] = 0.0
     if not gain.size or gain.min() >= -_least_gain(problem, chosen):
         return None
-    first, second = np.unravel_index(int(gain.argmin()), gain.shape)
+    best = np.array(np.unravel_index(int(gain.argmin()), gain.shape))
     changed = chosen.copy()
-    changed[layer[first]], changed[layer[second]] = option[first], option[second]
+    changed[layer[best]] = option[best]
     return changed
-
-
-def _refilled(problem: Knapsack, chosen: Indices, layer: Indices, option: Indices) -> Indices | None:
-    """The first change that makes room for others which together are worth more than it."""
-    for row, index in zip(layer[:_REFILLS].tolist(), option[:_REFILLS].tolist(), strict=True):
-        changed = chosen.copy()
-        changed[row] = index
-        if problem.holds(changed):
-            changed = _singly(problem, changed)
-            if problem.loss(changed) < problem.loss(chosen) - _least_gain(problem, chosen):
-                return changed
-    return None
 
 
 def _singly(problem: Knapsack, chosen: Indices) -> Indices:
