@@ -190,7 +190,7 @@ def run_case(run: Run, runtime: Runtime, count: int, profiles: Path) -> dict[str
     manifest, log = verify_run(run, runtime, device, profiles=profiles, protocol=protocol)
     kept = profiles.parent / "plans" / f"{run.folder.name}-{runtime.name}"
     shutil.rmtree(kept, ignore_errors=True)
-    shutil.copytree(run.folder / "plans", kept / "plans")  # the next runtime's take their place; never_slower reads
+    shutil.copytree(run.folder / "plans", kept / "plans")  # the next runtime's take their place in the run
     rivals, left_out = export_variants(run, [(runtime, each) for each in ("fp32", *RIVALS)])
     measured, _ = measure_variants(run, rivals, runtime, device, protocol)
     device.close()

@@ -9,7 +9,10 @@ Three questions. Calibration: measured operators of a network, and a line fitted
 the network's operators and time are never seen, only its architecture; held out by network and by
 family (variants of one design are held out together). Transfer: ten networks timed on the S10, one drawn from each
 tenth of the Pixel 4's times; all others are predicted from their times on the Pixel 4, with one of its core
-configurations as reference, or with all.
+configurations as reference, or with all of the same processor (the GPU has one).
+
+How much of an error is the data's own is told beside them: the scatter that is left about a smooth function of
+what is known of a network ("floor"), and what a calibration of measured operators leaves of the judged networks.
 
 The predictor's form and constants were chosen on the families in TUNING alone, and none of these is in any number
 about unseen networks or transfer. A calibration has nothing to tune: it is reported on all networks.
@@ -19,8 +22,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -135,9 +140,12 @@ def calibration(data: Data, phone: str) -> dict[str, Any]:
         own = groups == group
         slope, intercept_ms = fit_line(summed[~own], measured[~own])
         by_family[own] = slope * summed[own] + intercept_ms
+    left_out = left_out_ms(summed, measured)
+    judged = np.isin(data.names, data.judged)
     return {
         "raw sum": errors(summed, measured, data.names),
-        "leave one network out": errors(left_out_ms(summed, measured), measured, data.names),
+        "leave one network out": errors(left_out, measured, data.names),
+        "leave one network out, judged networks": errors(left_out[judged], measured[judged], data.judged),
         "leave a family out": errors(by_family, measured, data.names),
     }
 
@@ -163,6 +171,41 @@ def noise(data: Data, phone: str) -> dict[str, Any]:
         "networks_of_equal_operators": [list(pair) for pair in twins],
         "their_whole_times_differ_percent": [round(100 * float(value), 1) for value in apart],
     }
+
+
+def floor(data: Data, phone: str) -> dict[str, Any]:
+    """What is left about any smooth function of the measured sum, and of six totals of the operators.
+
+    A Gaussian process on the log of whole time over sum finds how much is smooth and how much is scatter; a
+    predictor that knew the smooth part would still be off by sqrt(2 / pi) of the scatter's deviation on average.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+
+    rows = [data.operators[phone][name] for name in data.names]
+    totals = ("elements_in", "elements_out", "weights", "macs")
+    columns = [[sum(ms for _, ms in row) for row in rows], [len(row) for row in rows]]
+    columns += [[sum(features[total] for features, _ in row) for row in rows] for total in totals]
+    logs = np.log(np.array(columns).T)
+    ratio = np.log(data.ms(f"{phone}|gpu|float", data.names)) - logs[:, 0]
+    ratio -= ratio.mean()
+    found = {}
+    for label, count in (("of the sum", 1), ("of six totals", 6)):
+        z = (logs[:, :count] - logs[:, :count].mean(0)) / logs[:, :count].std(0)
+        smooth = ConstantKernel(0.1, (1e-4, 10)) * RBF(np.ones(count), (0.1, 100))
+        with warnings.catch_warnings():  # a total that does not matter has its length at the bound
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            process = GaussianProcessRegressor(smooth + WhiteKernel(0.002, (1e-6, 1))).fit(z, ratio)
+        inverse = np.linalg.inv(process.kernel_(z))
+        left_out = inverse @ ratio / np.diag(inverse)  # Rasmussen and Williams, section 5.4.2
+        scatter = float(np.sqrt(process.kernel_.k2.noise_level))
+        found[label] = {
+            **errors(np.exp(-left_out), np.ones_like(ratio), data.names),
+            "scatter_percent": round(100 * scatter, 2),
+            "floor_mape_percent": round(100 * math.sqrt(2 / math.pi) * scatter, 2),
+        }
+    return found
 
 
 def unseen(data: Data, phone: str, *, by_family: bool) -> dict[str, Any]:
@@ -216,7 +259,11 @@ def column_noise(data: Data, column: str) -> dict[str, Any]:
 def transfer(data: Data, cores: str) -> dict[str, Any]:
     """Ten networks on the S10 and all on the Pixel 4: every judged network that is not among the ten."""
     first = f"pixel4|{ALIKE[cores]}|float"
-    others = [column for column in data.whole if column.startswith("pixel4") and column != first]
+    others = [
+        column
+        for column in data.whole
+        if column.startswith("pixel4") and column != first and ("|gpu|" in column) == (cores == "gpu")
+    ]
     target = f"s10|{cores}|float"
     by_time = sorted(data.judged, key=lambda name: data.whole[first][name].ms)
     trials: dict[str, list[tuple[float, float, float, float]]] = {"one reference": [], "all": []}
@@ -307,6 +354,7 @@ def main() -> None:
         "interval": COVERAGE,
         "calibration": {phone: calibration(data, phone) for phone in PHONES},
         "noise": {phone: noise(data, phone) for phone in PHONES},
+        "floor": {phone: floor(data, phone) for phone in PHONES},
         "transfer": {cores: transfer(data, cores) for cores in ALIKE},
         "transfer_noise": {cores: column_noise(data, f"s10|{cores}|float") for cores in ALIKE},
         "unseen": {},
@@ -314,6 +362,7 @@ def main() -> None:
     for phone, title in PHONES.items():
         print(title, "calibration:", json.dumps(result["calibration"][phone]), flush=True)
         print(title, "noise:", json.dumps(result["noise"][phone]), flush=True)
+        print(title, "floor:", json.dumps(result["floor"][phone]), flush=True)
     for cores, found in result["transfer"].items():
         print(
             f"Pixel 4 → S10 {cores}:", json.dumps(found), json.dumps(result["transfer_noise"][cores]), flush=True

@@ -203,6 +203,22 @@ def test_ten_measurements_carry_a_law_to_another_device() -> None:
     assert all(estimate.low_ms < estimate.ms < estimate.high_ms for estimate in found)
 
 
+def test_one_time_of_ten_that_went_wrong_is_not_followed() -> None:
+    """Half as fast throughout, but one measurement says 8 times; the interval still tells of it."""
+    draw = np.random.default_rng(2)
+    one, four = np.exp(draw.normal(2, 1, 40)), np.exp(draw.normal(0, 0.2, 40))
+    references = np.stack([one, one / four], axis=1)
+    there = 2 * one * np.exp(draw.normal(0, 0.02, 40))
+    measured = there[:10].copy()
+    measured[4] *= 4
+
+    model = Transfer.fit(references[:10].tolist(), measured.tolist(), coverage=0.9)
+
+    ratios = np.array([estimate.ms for estimate in model.predict(references[10:].tolist())]) / there[10:]
+    assert np.abs(ratios - 1).max() < 0.15
+    assert model.width > np.log(3)
+
+
 def test_one_reference_keeps_the_order_of_the_items() -> None:
     """Whatever the ten measurements say."""
     model = Transfer.fit([[float(n)] for n in range(1, 11)], [3.0, 2.0, 6.0, 5.0, 9.0, 8.0, 12.0, 9.0, 15.0, 14.0])

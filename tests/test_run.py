@@ -254,30 +254,46 @@ def test_the_loop_goes_on_until_every_budget_holds_and_tells_its_rounds(exported
 
 
 class Disturbed(FakeRuntime):
-    """Twice as slow in the first measurement, which says so."""
+    """Twice as slow in the first measurement, which may say so."""
 
-    def __init__(self, inner: FakeRuntime) -> None:
+    def __init__(self, inner: FakeRuntime, *, told: bool) -> None:
         super().__init__()
-        self.models, self.rounds = inner.models, 0
+        self.models, self.rounds, self.told = inner.models, 0, told
 
     def measure(self, device: Any, paths: Any, protocol: Any) -> Any:
         self.rounds += 1
         calm = self.rounds > protocol.most_runs
         self.slowdown = 1.0 if calm else 2.0
         timings = super().measure(device, paths, protocol)
-        return {name: timing.model_copy(update={"disturbed": not calm}) for name, timing in timings.items()}
+        update = {"disturbed": self.told and not calm}
+        return {name: timing.model_copy(update=update) for name, timing in timings.items()}
 
 
-def test_a_disturbed_measurement_takes_no_ranks_away(exported: Planned) -> None:
-    """What other programs made too slow is measured again before a plan is made again."""
+@pytest.mark.parametrize("told", [True, False])
+def test_a_disturbed_measurement_takes_no_ranks_away(exported: Planned, told: bool) -> None:
+    """What is slower than it was, whether or not the device knows of other programs, is first measured again."""
     before = Manifest.load(exported.run.manifest_path)
+    runtime = Disturbed(exported.runtime, told=told)
 
     manifest, log = verify_run(
-        exported.run, Disturbed(exported.runtime), exported.device, profiles=exported.profiles, protocol=PROTOCOL
+        exported.run, runtime, exported.device, profiles=exported.profiles, protocol=PROTOCOL
     )
 
     assert [variant.ranks for variant in manifest.variants] == [variant.ranks for variant in before.variants]
     assert len(log) == 1 and "was disturbed while budgets were missed; measured again" in log[0]
+    assert not any(variant.missed for variant in manifest.variants)
+
+
+def test_what_could_not_be_planned_lower_is_tried_again_when_the_device_has_recovered(exported: Planned) -> None:
+    """A third slower for two rounds, so that the smallest budget seems out of reach, which it then is not."""
+    runtime = Warming(exported.runtime, [*[1.35] * 2 * PROTOCOL.most_runs, 1.06])
+
+    manifest, log = verify_run(
+        exported.run, runtime, exported.device, profiles=exported.profiles, protocol=PROTOCOL
+    )
+
+    assert any("cannot be planned lower" in line for line in log)
+    assert any("planned again" in line for line in log)
     assert not any(variant.missed for variant in manifest.variants)
 
 

@@ -7,13 +7,16 @@ from collections.abc import Mapping
 
 from maestro_edge.values import LayerSpec, Rank
 
-__all__ = ["Features", "layer_features", "operator_features"]
+__all__ = ["Features", "layer_features", "operator_features", "with_shape"]
 
 Features = Mapping[str, float]
 """Name → number, none negative. A name that begins with `kind:` tells kinds apart; what is absent is 0."""
 
 _LANES = 4
 """Channels are computed in groups of as many: a GPU's texel, half a vector of the smallest CPU."""
+
+_TILE = 4
+"""Pixels a side of what Winograd's and many tiled kernels compute at once."""
 
 _SUMMED = ("macs", "padded_macs", "elements_in", "elements_out", "weights")
 
@@ -52,6 +55,17 @@ def operator_features(
         "groups": groups,
     }
     return _with_intensity(found)
+
+
+def with_shape(features: Features) -> dict[str, float]:
+    """An operator's features and what follows from them: worth its columns where operators are many thousands."""
+    side = math.ceil(math.sqrt(features["pixels_out"]) / _TILE)
+    return {
+        **features,
+        "in_per_group": features["in_channels"] / features["groups"],
+        "out_per_group": features["out_channels"] / features["groups"],
+        "tiles": float(side * side),
+    }
 
 
 def layer_features(spec: LayerSpec, rank: Rank) -> dict[str, float]:

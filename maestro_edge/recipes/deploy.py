@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from maestro_edge.values import (
     MeasuredMs,
     Network,
     NetworkTiming,
+    Precision,
     Quantity,
     RankPlan,
     Round,
@@ -52,9 +54,10 @@ def verify_run(
     After every round but the last of `rounds` the table's fit takes in what was measured, and each variant that
     missed a budget gets a plan that is below it by what its measurement was above its prediction, between the
     plans of smaller and larger budgets where that can be. Where other programs disturbed a measurement that
-    missed a budget, it is only taken again, once. It ends when every budget holds when measured, or what misses
-    one cannot be planned lower. Returns the manifest, whose variants tell their rounds, and a line for every
-    variant that was planned again or still misses a budget.
+    missed a budget, or the dense network stayed slower than when the table was measured, it is only taken again,
+    once. It ends when every budget holds when measured, or what misses one cannot be planned lower. Returns the
+    manifest, whose variants tell their rounds, and a line for every variant that was planned again or still
+    misses a budget.
 
     Raises:
         TableError: nothing was exported, or a file was changed since.
@@ -70,15 +73,20 @@ def verify_run(
     log = [doubt for table in emulated for doubt in table.doubts(run.network)]
     for variant in _of(manifest, runtime):
         manifest = _with(manifest, variant.model_copy(update={"rounds": ()}))
-    stuck, waited = set[str](), False
+    waited = False
+    dense_ms = {
+        each: table.calibration(run.network).networks[0].timing.median_ms for each, table in tables.items()
+    }
     for count in range(1, rounds + 1):
-        measured, timings = measure_variants(run, _of(manifest, runtime), runtime, device, protocol)
+        measured, timings = measure_variants(
+            run, _of(manifest, runtime), runtime, device, protocol, dense_ms={} if emulated else dense_ms
+        )
         for variant in measured:
             manifest = _with(manifest, _noted(variant))
         manifest.save(run.manifest_path)
         if progress is not None:
             progress(count, rounds, f"{runtime.name}: measured, round {count}")
-        missing = [variant for variant in _of(manifest, runtime) if variant.missed and variant.name not in stuck]
+        missing = [variant for variant in _of(manifest, runtime) if variant.missed]
         if not missing or count == rounds:
             break
         if not waited and any(timings[variant.name].disturbed for variant in missing):
@@ -89,19 +97,20 @@ def verify_run(
         for each in {variant.precision for variant in missing}:
             tables[each] = _recalibrated(run, manifest, tables[each], timings)
             tables[each].save(profiles / tables[each].file_name)
+        stuck = 0
         for variant in missing:
             was = f"round {count}: {variant.name} {_excess(variant)}"
             try:
                 item = _replanned(run, manifest, tables[variant.precision], variant, slack=_SLACK * count)
             except BudgetError as error:
-                stuck.add(variant.name)
+                stuck += 1
                 log.append(f"{was}; it cannot be planned lower: {error}")
                 continue
             item.save(run.folder / "plans" / f"{item.name}.json")
             for new in _exported(run, runtime, manifest, variant, item):
                 manifest = _with(manifest, new)
             log.append(f"{was}; planned again for {item.predicted_ms:.3f} ms")
-        if all(variant.name in stuck for variant in missing):
+        if stuck == len(missing):
             break
     if progress is not None:
         progress(rounds, rounds, f"{runtime.name}: verified")
@@ -156,10 +165,13 @@ def measure_variants(
     protocol: MeasuringProtocol,
     *,
     files: Mapping[str, Path] | None = None,
+    dense_ms: Mapping[Precision, float] | None = None,
 ) -> tuple[list[Variant], dict[str, Timing]]:
     """The runtime's variants timed in one interleaved run, and the timings; the first dense one is the control.
 
-    `files` gives the source of every `Variant.file`; default those in files/ of the run's folder.
+    `dense_ms` tells what the dense network took before, by precision: where the control is slower than that, it is
+    measured again as on a disturbed device. `files` gives the source of every `Variant.file`; default those in
+    files/ of the run's folder.
 
     Raises:
         TableError: a file is missing, or was changed since its export.
@@ -170,8 +182,9 @@ def measure_variants(
         if not path.exists() or digest(path) != variant.sha256:
             raise TableError(f"{path} is missing or was changed after its export: export again")
         paths[variant.name] = with_entry(path, variant.entry)
-    control = next(variant.name for variant in variants if not variant.is_planned)
-    timings = measure_calmly(runtime, device, paths, control=control, conditions=Conditions(protocol))
+    control = next(variant for variant in variants if not variant.is_planned)
+    conditions = Conditions(protocol, (dense_ms or {}).get(control.precision, math.inf))
+    timings = measure_calmly(runtime, device, paths, control=control.name, conditions=conditions)
     measured = []
     for variant in variants:
         timing = timings[variant.name]

@@ -13,7 +13,7 @@ import io
 from pathlib import Path
 
 from maestro_edge.errors import TableError
-from maestro_edge.profiling.features import operator_features
+from maestro_edge.profiling.features import operator_features, with_shape
 from maestro_edge.profiling.foreign.reading import checked_ms, checked_number, read_csv, read_text
 from maestro_edge.profiling.foreign.told import Facts, Told
 from maestro_edge.values import NetworkRow, OperatorRow, Stated
@@ -112,7 +112,7 @@ def _features(kind: str, text: str, where: str) -> dict[str, float]:
         taps, groups = 1.0, channels
     if channels < 1 or filters < 1 or out < 1:
         raise TableError(f"{where}: an operator of {channels:g} → {filters:g} channels and {out:g} pixels a side")
-    return operator_features(
+    found = operator_features(
         kind,
         pixels_in=size**2,
         pixels_out=out**2,
@@ -123,3 +123,4 @@ def _features(kind: str, text: str, where: str) -> dict[str, float]:
         groups=groups,
         weighted=kind not in _UNWEIGHTED,
     )
+    return with_shape(found)
