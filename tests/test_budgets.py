@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from maestro_edge.errors import BudgetError, TableError
-from maestro_edge.planning import account, plan, plan_nested, reachable_ms, within
+from maestro_edge.planning import account, plan, plan_nested, reachable_ms, uniform_ranks, within
 from maestro_edge.values import (
     DENSE,
     Alone,
@@ -220,6 +220,42 @@ def test_the_gap_is_a_bound_and_the_exact_plan_has_none(
     assert exact.gap <= 1e-6
     assert exact.charge <= greedy.charge + 1e-9
     assert greedy.charge - greedy.gap <= exact.charge + 1e-6
+
+
+@settings(deadline=None, max_examples=60)
+@given(problem=problems(least_rise=-0.1), shares=st.lists(st.floats(0.05, 1.2), min_size=2, max_size=4))
+def test_plans_can_stand_on_one_share_of_all_ranks(
+    problem: tuple[Network, LatencyTable, Sensitivity], shares: Sequence[float]
+) -> None:
+    """The floors of larger budgets are nowhere lower; plans on them keep their budgets and tell the real gap."""
+    of, table, losses = problem
+    low, high = reachable_ms(of, table, losses), table.predict_ms(of, {})
+    budgets = [low + share * (high - low) + 1e-6 for share in shares]
+    assume(all(budget > 0 for budget in budgets))
+    floors = [uniform_ranks(of, table, losses, budget, margin=0) for budget in budgets]
+    assume(all(table.predict_ms(of, f) <= budget for f, budget in zip(floors, budgets, strict=True)))
+
+    made = plan_nested(of, table, losses, budgets, margin=0, floors=floors)
+
+    for budget, floor, item in zip(budgets, floors, made, strict=True):
+        assert item.predicted_ms <= budget * (1 + 1e-9)
+        assert all(order(rank) >= order(floor[name]) for name, rank in item.ranks.items())
+        assert item.least_charge == plan(of, table, losses, budget, margin=0).least_charge
+        for other, above in zip(budgets, floors, strict=True):
+            assert budget > other or all(order(rank) <= order(above[name]) for name, rank in floor.items())
+
+
+def test_the_share_is_as_large_as_the_budget_allows() -> None:
+    """Dense where dense is allowed, the smallest ranks where nothing fits, and between as large as can be."""
+    dense_ms = TABLE.predict_ms(NETWORK, {})
+    between = uniform_ranks(NETWORK, TABLE, SENSITIVITY, 0.8 * dense_ms, margin=0)
+
+    assert set(uniform_ranks(NETWORK, TABLE, SENSITIVITY, dense_ms, margin=0).values()) == {DENSE}
+    smallest = uniform_ranks(NETWORK, TABLE, SENSITIVITY, 1e-6, margin=0)
+    assert smallest == {layer.name: min(TABLE.ranks(layer.spec), key=order) for layer in NETWORK.ordered}
+    assert TABLE.predict_ms(NETWORK, between) <= 0.8 * dense_ms
+    assert any(order(rank) > order(smallest[name]) for name, rank in between.items())
+    assert len(set(between.values())) == 1  # its layers are alike
 
 
 def doubtful(losses: Sensitivity, *layers: str) -> Sensitivity:

@@ -15,15 +15,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import maestro_edge.recipes.plans
 from maestro_edge.devices import LocalDevice
 from maestro_edge.errors import BudgetError, CheckpointError, DataError, TableError
-from maestro_edge.planning import account, reachable_ms
+from maestro_edge.planning import Interaction, account, plan_nested, reachable_ms, uniform_ranks
 from maestro_edge.recipes.bundles import bundle_run
 from maestro_edge.recipes.chains import Chain, chain_sampler
 from maestro_edge.recipes.data import Data, Split
 from maestro_edge.recipes.demo import spread_budgets
 from maestro_edge.recipes.deploy import verify_run
-from maestro_edge.recipes.plans import clear_plans, plan_run, sensitivity_of
+from maestro_edge.recipes.plans import best_plans, clear_plans, plan_run, sensitivity_of
 from maestro_edge.recipes.run import Run, augment, create, open_run, remove
 from maestro_edge.recipes.tables import load_table, profile_run, table_of
 from maestro_edge.recipes.trainings import train_run
@@ -32,7 +33,7 @@ from maestro_edge.runtimes import MeasuringProtocol, digest
 from maestro_edge.runtimes.jobs import of_entry
 from maestro_edge.runtimes.protocol import Array
 from maestro_edge.training import AlternatingSampler, ChainSampler, TrainSettings
-from maestro_edge.values import Budget, LatencyTable, Manifest, Promise, Quantity, Sensitivity
+from maestro_edge.values import Budget, Cut, LatencyTable, Manifest, Promise, Quantity, Sensitivity
 from tests.conftest import FakeRuntime
 
 PROTOCOL = MeasuringProtocol(pause_s=0)
@@ -227,6 +228,30 @@ class Warming(FakeRuntime):
     def measure(self, device: Any, paths: Any, protocol: Any) -> Any:
         self.slowdown = self.slowdowns.pop(0) if len(self.slowdowns) > 1 else self.slowdowns[0]
         return super().measure(device, paths, protocol)
+
+
+@pytest.mark.parametrize("prefers_shares", [True, False])
+def test_of_the_sets_of_plans_the_one_that_loses_least_together_is_kept(
+    planned: Planned, monkeypatch: pytest.MonkeyPatch, prefers_shares: bool
+) -> None:
+    """What is measured decides: plans that are nowhere below one share of all ranks, or those of the sums."""
+    given = planned.run.network, planned.table, planned.sensitivity
+    floors = [uniform_ranks(*given, budget) for budget in planned.budgets]
+    shared = {str(item.ranks) for item in plan_nested(*given, planned.budgets, floors=floors)}
+    summed = [item.ranks for item in plan_nested(*given, planned.budgets)]
+    liked = shared if prefers_shares else {str(ranks) for ranks in summed}
+
+    def told(model: Any, losses: Any, ranks: Any, *rest: Any, **named: Any) -> Interaction:
+        cut = Cut(loss_increase=0.0 if str(ranks) in liked else 1.0, loss_se=0.0, top1_drop=0.0, top1_se=0.0, n=9)
+        return Interaction(ranks=ranks, measured=cut, additive=1.0)
+
+    monkeypatch.setattr(maestro_edge.recipes.plans, "measure_interaction", told)
+    monkeypatch.setattr(maestro_edge.recipes.plans, "corrected", lambda losses, *rest, **named: losses)
+
+    made = best_plans(planned.run, planned.table, planned.sensitivity, planned.budgets)
+
+    assert [item.ranks for item in made] != summed or not prefers_shares
+    assert {str(item.ranks) for item in made} == liked
 
 
 def test_the_loop_goes_on_until_every_budget_holds_and_tells_its_rounds(exported: Planned) -> None:

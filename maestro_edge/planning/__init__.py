@@ -9,6 +9,7 @@ from maestro_edge.planning.interaction import Interaction, corrected, measure_in
 from maestro_edge.planning.plan import plan, plan_nested, reachable_ms, within
 from maestro_edge.planning.problem import Budgets
 from maestro_edge.planning.sensitivity import measure_sensitivity
+from maestro_edge.planning.uniform import uniform_ranks
 
 __all__ = [
     "Budgets",
@@ -27,5 +28,6 @@ __all__ = [
     "reachable_ms",
     "solve",
     "solve_exactly",
+    "uniform_ranks",
     "within",
 ]

@@ -53,11 +53,13 @@ def plan_nested(
     margin: Margin | None = None,
     exact: bool = False,
     gauge: GaugeRanks | None = None,
+    floors: Sequence[Mapping[str, Rank]] | None = None,
 ) -> tuple[RankPlan, ...]:
     """plan() for each of `budgets`, in which no layer's rank is lower where all budgets are larger.
 
     Nested plans share their weights: one file can hold several. They are made from the smallest up, or from the
     largest down where that loses less in all. Budgets of which neither is the larger are not held to each other.
+    `floors` are ranks that each plan does not go below, such as uniform_ranks().
 
     Raises:
         BudgetError: as plan(), or several quantities are bounded in such a way that no nested choice was found.
@@ -65,13 +67,17 @@ def plan_nested(
     """
     problems = [Problem.of(network, table, sensitivity, each, margin, gauge) for each in budgets]
     free = [problem.plan(exact=exact) for problem in problems]
-    chains = [_nested(problems, exact, rising=rising) for rising in (True, False)]
-    nested = [chain for chain in (free, *chains) if chain is not None and _is_nested(problems, chain)]
+    held, single = problems, free
+    if floors is not None:
+        held = [problem.between([floor], ()) for problem, floor in zip(problems, floors, strict=True)]
+        single = [problem.plan_between((), (), exact=exact) for problem in held]
+    chains = [_nested(held, exact, rising=rising) for rising in (True, False)]
+    nested = [chain for chain in (single, *chains) if chain is not None and _is_nested(problems, chain)]
     if not nested:
         named = "; ".join(" and ".join(map(str, problem.budgets)) for problem in problems)
         raise BudgetError(f"no nested plans were found for {named}: plan each by itself (--no-nested)")
     found = min(nested, key=lambda chain: sum(item.charge for item in chain))
-    # The optimum is that of each budget by itself: the gap tells what nesting costs too.
+    # The optimum is that of each budget by itself: the gap tells what nesting and floors cost too.
     return tuple(
         item.model_copy(update={"least_charge": alone.least_charge})
         for item, alone in zip(found, free, strict=True)

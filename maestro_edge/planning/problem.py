@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from maestro_edge.errors import BudgetError, TableError
 from maestro_edge.planning.budgets import Account, account, default_margin
@@ -29,7 +29,7 @@ from maestro_edge.values import (
     check_budgets,
 )
 
-__all__ = ["Budgets", "GaugeRanks", "Margin", "Problem", "choices_of", "height", "solved"]
+__all__ = ["Budgets", "Choice", "GaugeRanks", "Margin", "Problem", "choices_of", "height", "solved"]
 
 _EXACT_S, _GAP_S = 60.0, 5.0
 """Seconds that the exact solver has for a plan, and to tell how far from the optimum a greedy one is."""
@@ -117,6 +117,12 @@ class Problem:
         Raises:
             BudgetError: there is none.
         """
+        bounded = self.between(at_least, at_most)
+        found = self._solved(bounded.choices, exact=exact)
+        return self.made(bounded.choices, found, found.bound)
+
+    def between(self, at_least: Sequence[Mapping[str, Rank]], at_most: Sequence[Mapping[str, Rank]]) -> Problem:
+        """With the choices alone whose ranks are within bounds."""
         choices = {
             name: [
                 choice
@@ -126,8 +132,7 @@ class Problem:
             ]
             for name, found in self.choices.items()
         }
-        found = self._solved(choices, exact=exact)
-        return self.made(choices, found, found.bound)
+        return replace(self, choices=choices)
 
     def _solved(self, choices: Mapping[str, Sequence[Choice]], *, exact: bool) -> Solution:
         return solved(self.options(choices), self.limits, exact=exact)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from maestro_edge.planning import (
     Budgets,
@@ -14,11 +14,12 @@ from maestro_edge.planning import (
     plan,
     plan_fleet,
     plan_nested,
+    uniform_ranks,
 )
 from maestro_edge.recipes.run import Progress, Run
-from maestro_edge.values import Cut, LatencyTable, RankPlan, Sensitivity
+from maestro_edge.values import Cut, LatencyTable, Rank, RankPlan, Sensitivity
 
-__all__ = ["clear_plans", "fleet_run", "plan_run", "sensitivity_of"]
+__all__ = ["best_plans", "clear_plans", "fleet_run", "plan_run", "sensitivity_of"]
 
 _INTERACTION_INPUTS = 512
 """Validation inputs on which a whole plan is evaluated."""
@@ -45,23 +46,46 @@ def plan_run(
     nested: bool = True,
     exact: bool = False,
 ) -> list[RankPlan]:
-    """Plan every budget (a number in ms, or several of one plan) on a table, then save all plans.
+    """best_plans(), saved; none is when one cannot be made."""
+    plans = best_plans(run, table, sensitivity, budgets, nested=nested, exact=exact)
+    for item in plans:
+        item.save(run.folder / "plans" / f"{item.name}.json")
+    return plans
 
-    What a plan's layers lose together is measured on validation inputs; sensitivities that were corrected by that
-    make a second set of plans, which is kept if it loses less in all when measured. None is saved when one
-    cannot be made.
+
+def best_plans(
+    run: Run,
+    table: LatencyTable,
+    sensitivity: Sensitivity,
+    budgets: Sequence[Budgets],
+    *,
+    nested: bool = True,
+    exact: bool = False,
+) -> list[RankPlan]:
+    """A plan for every budget (a number in ms, or several of one plan) on a table.
+
+    What a plan's layers lose together is measured on validation inputs. Sensitivities that were corrected by that
+    make a second set of plans, and plans that are nowhere below uniform_ranks() a third; the set that loses least
+    in all when measured is returned.
+
+    Raises:
+        BudgetError, TableError: as plan() and plan_nested().
     """
     gauge = run.gauge_ranks(table)
     inputs, targets = run.loss_inputs(run.data.validation)
     inputs, targets = inputs[:_INTERACTION_INPUTS], targets[:_INTERACTION_INPUTS]
     measured: dict[str, Cut] = {}
 
-    def made(losses: Sensitivity) -> list[RankPlan]:
+    def made(losses: Sensitivity, floors: Sequence[Mapping[str, Rank]] | None = None) -> list[RankPlan]:
         given = run.network, table, losses
         if nested:
-            plans = list(plan_nested(*given, budgets, exact=exact, gauge=gauge))
+            plans = list(plan_nested(*given, budgets, exact=exact, gauge=gauge, floors=floors))
         else:
-            plans = [plan(*given, each, exact=exact, gauge=gauge) for each in budgets]
+            bounds = [[floor] for floor in floors] if floors else [()] * len(budgets)
+            plans = [
+                plan(*given, each, exact=exact, gauge=gauge, at_least=bound)
+                for each, bound in zip(budgets, bounds, strict=True)
+            ]
         for item in plans:
             if _assigned(item) not in measured:
                 found = measure_interaction(run.ordered, sensitivity, item.ranks, inputs, targets, int8=item.int8)
@@ -71,11 +95,9 @@ def plan_run(
     plans = made(sensitivity)
     observed = [(item.ranks, measured[_assigned(item)].loss_increase) for item in plans]
     fitted = corrected(sensitivity, observed, int8=[item.int8 for item in plans])
-    if fitted is not sensitivity:
-        plans = min(plans, made(fitted), key=_measured_loss)
-    for item in plans:
-        item.save(run.folder / "plans" / f"{item.name}.json")
-    return plans
+    sets = [plans] if fitted is sensitivity else [plans, made(fitted)]
+    sets.append(made(fitted, [uniform_ranks(run.network, table, fitted, each, gauge=gauge) for each in budgets]))
+    return min(sets, key=_measured_loss)
 
 
 def _assigned(plan: RankPlan) -> str:

@@ -7,9 +7,10 @@ import io
 from collections.abc import Sequence
 
 from maestro_edge.devices import Device
-from maestro_edge.planning import plan_nested, reachable_ms
+from maestro_edge.planning import reachable_ms
 from maestro_edge.planning.budgets import default_margin
 from maestro_edge.recipes.deploy import measure_variants
+from maestro_edge.recipes.plans import best_plans
 from maestro_edge.recipes.run import Progress, Run
 from maestro_edge.recipes.variants import export_variants
 from maestro_edge.runtimes import MeasuringProtocol, Runtime
@@ -74,7 +75,7 @@ def sweep_run(
     sweep-RUNTIME.json and .csv in the run's folder.
 
     Raises:
-        As plan_nested(), export_variant() and the runtime's measure().
+        As best_plans(), export_variant() and the runtime's measure().
     """
     plans: list[RankPlan] = []
     for table in tables:
@@ -84,7 +85,7 @@ def sweep_run(
             table.predict_ms(run.network, {}),
             count,
         )
-        plans += plan_nested(run.network, table, sensitivity, budgets, gauge=gauge)
+        plans += best_plans(run, table, sensitivity, budgets)
     variants, left_out = export_variants(run, [(runtime, each) for each in ("fp32", *RIVALS, *plans)], progress)
     measured, _ = measure_variants(run, variants, runtime, device, protocol)
     front = Front(
