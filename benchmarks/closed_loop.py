@@ -141,7 +141,7 @@ def planned(
     """
     low = reachable_ms(run.network, table, losses) * 1.12
     high = max(table.predict_ms(run.network, {}), least_ratio * low)
-    budgets = [float(f"{low * (high / low) ** share:.4g}") for share in shares]
+    budgets = [float(f"{low * (high / low) ** share:.5g}") for share in shares]
     clear_plans(run)
     return plan_run(run, table, losses, budgets)
 
