@@ -311,7 +311,7 @@ def test_a_disturbed_measurement_takes_no_ranks_away(exported: Planned, told: bo
 
 def test_what_could_not_be_planned_lower_is_tried_again_when_the_device_has_recovered(exported: Planned) -> None:
     """A third slower for two rounds, so that the smallest budget seems out of reach, which it then is not."""
-    runtime = Warming(exported.runtime, [*[1.35] * 2 * PROTOCOL.most_runs, 1.06])
+    runtime = Warming(exported.runtime, [*[1.35] * (PROTOCOL.most_runs + PROTOCOL.calm_runs), 1.06])
 
     manifest, log = verify_run(
         exported.run, runtime, exported.device, profiles=exported.profiles, protocol=PROTOCOL

@@ -44,7 +44,8 @@ def uniform_ranks(
 def _at(most: float, full: int, choices: Sequence[Choice]) -> Rank:
     """The largest rank up to `most`, dense as the full one; the smallest where there is none."""
     ranks = sorted({rank for _, rank in choices}, key=height)
-    return max((rank for rank in ranks if min(height(rank), full) <= most), key=height, default=ranks[0])
+    within = (rank for rank in ranks if min(height(rank), full) <= most * (1 + 1e-12))
+    return max(within, key=height, default=ranks[0])
 
 
 def _holds(problem: Problem, ranks: Mapping[str, Rank]) -> bool:
