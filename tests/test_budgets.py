@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import random
 import re
 from collections.abc import Mapping, Sequence
 
@@ -11,11 +13,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from maestro_edge.errors import BudgetError, TableError
-from maestro_edge.planning import account, plan, plan_nested, reachable_ms, uniform_ranks, within
+from maestro_edge.planning import account, least_together, plan, plan_nested, reachable_ms, uniform_ranks, within
 from maestro_edge.values import (
     DENSE,
     Alone,
     Budget,
+    Cut,
     LatencyRow,
     LatencyTable,
     Network,
@@ -243,6 +246,46 @@ def test_plans_can_stand_on_one_share_of_all_ranks(
         assert item.least_charge == plan(of, table, losses, budget, margin=0).least_charge
         for other, above in zip(budgets, floors, strict=True):
             assert budget > other or all(order(rank) <= order(above[name]) for name, rank in floor.items())
+
+
+def lossy(item: RankPlan, loss: float) -> RankPlan:
+    cut = Cut(loss_increase=loss, loss_se=0, top1_drop=0, top1_se=0, n=1)
+    return item.model_copy(update={"measured_loss": cut})
+
+
+@settings(deadline=None, max_examples=60)
+@given(problem=problems(), shares=st.lists(st.floats(0.05, 1.2), min_size=2, max_size=4), seed=st.integers(0, 99))
+def test_of_several_sets_the_plans_that_lose_least_and_are_nested_are_taken(
+    problem: tuple[Network, LatencyTable, Sensitivity], shares: Sequence[float], seed: int
+) -> None:
+    """As trying all combinations finds; without nesting each budget has its own best."""
+    of, table, losses = problem
+    low, high = reachable_ms(of, table, losses), table.predict_ms(of, {})
+    budgets = [low + share * (high - low) + 1e-6 for share in shares]
+    assume(all(budget > 0 for budget in budgets) and len(set(budgets)) == len(budgets))
+    floors = [uniform_ranks(of, table, losses, budget, margin=0) for budget in budgets]
+    assume(all(table.predict_ms(of, f) <= budget for f, budget in zip(floors, budgets, strict=True)))
+    draw = random.Random(seed)
+    sets = [
+        [lossy(item, draw.random()) for item in plan_nested(of, table, losses, budgets, margin=0, floors=under)]
+        for under in (None, floors)
+    ]
+
+    found = least_together(sets)
+    free = least_together(sets, nested=False)
+
+    def loss(plans: Sequence[RankPlan]) -> float:
+        return sum(item.measured_loss.loss_increase for item in plans if item.measured_loss)
+
+    def is_nested(plans: Sequence[RankPlan]) -> bool:
+        rising = sorted(plans, key=lambda item: item.budget_ms or 0)
+        return all(never_lower(small, large) for small, large in itertools.pairwise(rising))
+
+    every = list(itertools.product(*zip(*sets, strict=True)))
+    assert [item.budget_ms for item in found] == [item.budget_ms for item in free] == budgets
+    assert is_nested(found)
+    assert loss(found) == pytest.approx(min(loss(plans) for plans in every if is_nested(plans)))
+    assert loss(free) == pytest.approx(min(map(loss, every)))
 
 
 def test_the_share_is_as_large_as_the_budget_allows() -> None:

@@ -231,7 +231,7 @@ class Warming(FakeRuntime):
 
 
 @pytest.mark.parametrize("prefers_shares", [True, False])
-def test_of_the_sets_of_plans_the_one_that_loses_least_together_is_kept(
+def test_of_the_sets_of_plans_those_that_lose_least_together_are_kept(
     planned: Planned, monkeypatch: pytest.MonkeyPatch, prefers_shares: bool
 ) -> None:
     """What is measured decides: plans that are nowhere below one share of all ranks, or those of the sums."""

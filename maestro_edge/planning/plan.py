@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from maestro_edge.errors import BudgetError
 from maestro_edge.planning.budgets import account
 from maestro_edge.planning.problem import Budgets, GaugeRanks, Margin, Problem, choices_of, height
 from maestro_edge.values import Budget, LatencyTable, Network, Rank, RankPlan, Sensitivity
 
-__all__ = ["plan", "plan_nested", "reachable_ms", "within"]
+__all__ = ["least_together", "plan", "plan_nested", "reachable_ms", "within"]
 
 
 def plan(
@@ -84,6 +85,33 @@ def plan_nested(
     )
 
 
+def least_together(sets: Sequence[Sequence[RankPlan]], *, nested: bool = True) -> list[RankPlan]:
+    """For each budget the plan of one of the sets, so that all lose least in all, by their `measured_loss`.
+
+    Each set holds a plan for every budget, in one order, nested as plan_nested() makes them. So is what comes of
+    it: from budget to larger budget the set may change where no rank falls; where budgets are not each within
+    the next, one set is kept. Without `nested` every budget has the best by itself.
+    """
+    first = sets[0]
+    order = sorted(range(len(first)), key=lambda i: [budget.limit for budget in first[i].budgets])
+    in_line = all(within(first[small].budgets, first[large].budgets) for small, large in pairwise(order))
+
+    def follows(before: Sequence[RankPlan], item: RankPlan) -> bool:
+        return not nested or not before or (in_line and _never_lower(before[-1], item))
+
+    ends: list[tuple[float, list[RankPlan]]] = [(0.0, []) for _ in sets]  # of each set, that the last plan is of
+    for index in order:
+        longer = []
+        for own, plans in zip(ends, sets, strict=True):
+            item = plans[index]
+            loss, before = min((own, *(end for end in ends if follows(end[1], item))), key=lambda end: end[0])
+            assert item.measured_loss is not None, "plans of unknown loss cannot be compared"
+            longer.append((loss + item.measured_loss.loss_increase, [*before, item]))
+        ends = longer
+    _, found = min(ends, key=lambda end: end[0])
+    return [found[order.index(index)] for index in range(len(first))]
+
+
 def reachable_ms(
     network: Network, table: LatencyTable, sensitivity: Sensitivity, *, gauge: GaugeRanks | None = None
 ) -> float:
@@ -123,8 +151,10 @@ def within(small: Sequence[Budget], large: Sequence[Budget]) -> bool:
 def _is_nested(problems: Sequence[Problem], plans: Sequence[RankPlan]) -> bool:
     for problem, made in zip(problems, plans, strict=True):
         for other, larger in zip(problems, plans, strict=True):
-            if within(problem.budgets, other.budgets) and any(
-                height(rank) > height(larger.ranks[name]) for name, rank in made.ranks.items()
-            ):
+            if within(problem.budgets, other.budgets) and not _never_lower(made, larger):
                 return False
     return True
+
+
+def _never_lower(small: RankPlan, large: RankPlan) -> bool:
+    return all(height(rank) <= height(large.ranks[name]) for name, rank in small.ranks.items())

@@ -9,6 +9,7 @@ from maestro_edge.planning import (
     Budgets,
     Shared,
     corrected,
+    least_together,
     measure_interaction,
     measure_sensitivity,
     plan,
@@ -65,8 +66,8 @@ def best_plans(
     """A plan for every budget (a number in ms, or several of one plan) on a table.
 
     What a plan's layers lose together is measured on validation inputs. Sensitivities that were corrected by that
-    make a second set of plans, and plans that are nowhere below uniform_ranks() a third; the set that loses least
-    in all when measured is returned.
+    make a second set of plans, and plans that are nowhere below uniform_ranks() a third; of these least_together()
+    are returned.
 
     Raises:
         BudgetError, TableError: as plan() and plan_nested().
@@ -97,16 +98,12 @@ def best_plans(
     fitted = corrected(sensitivity, observed, int8=[item.int8 for item in plans])
     sets = [plans] if fitted is sensitivity else [plans, made(fitted)]
     sets.append(made(fitted, [uniform_ranks(run.network, table, fitted, each, gauge=gauge) for each in budgets]))
-    return min(sets, key=_measured_loss)
+    return least_together(sets, nested=nested)
 
 
 def _assigned(plan: RankPlan) -> str:
     """What it makes of the network's function; a gauge form leaves that as it is."""
     return str((plan.ranks, plan.int8))
-
-
-def _measured_loss(plans: Sequence[RankPlan]) -> float:
-    return sum(item.measured_loss.loss_increase for item in plans if item.measured_loss)
 
 
 def fleet_run(
