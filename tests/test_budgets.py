@@ -186,6 +186,13 @@ def test_a_budget_far_above_dense_brings_a_hint_about_the_unit() -> None:
     assert plan(NETWORK, TABLE, SENSITIVITY, 50.0).hints() == ()
 
 
+def spread(problem: tuple[Network, LatencyTable, Sensitivity], shares: Sequence[float]) -> list[float]:
+    """Budgets at these shares of the way from the fastest plan to dense."""
+    of, table, losses = problem
+    low, high = reachable_ms(of, table, losses), table.predict_ms(of, {})
+    return [low + share * (high - low) + 1e-6 for share in shares]
+
+
 @settings(deadline=None, max_examples=60)
 @given(problem=problems(least_rise=-0.1), shares=st.lists(st.floats(0, 1.2), min_size=2, max_size=5))
 def test_larger_budgets_never_lower_a_rank(
@@ -193,8 +200,7 @@ def test_larger_budgets_never_lower_a_rank(
 ) -> None:
     """Whatever the staircase, the order of the budgets and their distances; every budget holds."""
     of, table, losses = problem
-    low, high = reachable_ms(of, table, losses), table.predict_ms(of, {})
-    budgets = [low + share * (high - low) + 1e-6 for share in shares]
+    budgets = spread(problem, shares)
     assume(all(budget > 0 for budget in budgets))
 
     made = plan_nested(of, table, losses, budgets, margin=0)
@@ -232,8 +238,7 @@ def test_plans_can_stand_on_one_share_of_all_ranks(
 ) -> None:
     """The floors of larger budgets are nowhere lower; plans on them keep their budgets and tell the real gap."""
     of, table, losses = problem
-    low, high = reachable_ms(of, table, losses), table.predict_ms(of, {})
-    budgets = [low + share * (high - low) + 1e-6 for share in shares]
+    budgets = spread(problem, shares)
     assume(all(budget > 0 for budget in budgets))
     floors = [uniform_ranks(of, table, losses, budget, margin=0) for budget in budgets]
     assume(all(table.predict_ms(of, f) <= budget for f, budget in zip(floors, budgets, strict=True)))
@@ -260,8 +265,7 @@ def test_of_several_sets_the_plans_that_lose_least_and_are_nested_are_taken(
 ) -> None:
     """As trying all combinations finds; without nesting each budget has its own best."""
     of, table, losses = problem
-    low, high = reachable_ms(of, table, losses), table.predict_ms(of, {})
-    budgets = [low + share * (high - low) + 1e-6 for share in shares]
+    budgets = spread(problem, shares)
     assume(all(budget > 0 for budget in budgets) and len(set(budgets)) == len(budgets))
     floors = [uniform_ranks(of, table, losses, budget, margin=0) for budget in budgets]
     assume(all(table.predict_ms(of, f) <= budget for f, budget in zip(floors, budgets, strict=True)))

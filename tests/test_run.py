@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import maestro_edge.recipes.plans
 from maestro_edge.devices import LocalDevice
 from maestro_edge.errors import BudgetError, CheckpointError, DataError, TableError
-from maestro_edge.planning import Interaction, account, plan_nested, reachable_ms, uniform_ranks
+from maestro_edge.planning import Interaction, account, plan, plan_nested, reachable_ms, uniform_ranks
 from maestro_edge.recipes.bundles import bundle_run
 from maestro_edge.recipes.chains import Chain, chain_sampler
 from maestro_edge.recipes.data import Data, Split
@@ -252,6 +252,28 @@ def test_of_the_sets_of_plans_those_that_lose_least_together_are_kept(
 
     assert [item.ranks for item in made] != summed or not prefers_shares
     assert {str(item.ranks) for item in made} == liked
+
+
+def test_a_plan_above_a_floor_tells_its_gap_to_the_optimum_of_any_ranks(
+    planned: Planned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without nesting too; what uniform ranks cost beyond the best sum is in the gap."""
+    given = planned.run.network, planned.table, planned.sensitivity
+    cut = Cut(loss_increase=1.0, loss_se=0.0, top1_drop=0.0, top1_se=0.0, n=9)
+    summed = [plan(*given, budget) for budget in planned.budgets]
+
+    def told(model: Any, losses: Any, ranks: Any, *rest: Any, **named: Any) -> Interaction:
+        is_summed = any(ranks == item.ranks for item in summed)
+        worse = cut if is_summed else cut.model_copy(update={"loss_increase": 0.0})
+        return Interaction(ranks=ranks, measured=worse, additive=1.0)
+
+    monkeypatch.setattr(maestro_edge.recipes.plans, "measure_interaction", told)
+    monkeypatch.setattr(maestro_edge.recipes.plans, "corrected", lambda losses, *rest, **named: losses)
+
+    made = best_plans(planned.run, planned.table, planned.sensitivity, planned.budgets, nested=False)
+
+    assert [item.least_charge for item in made] == [item.least_charge for item in summed]
+    assert any(item.ranks != best.ranks and item.gap > best.gap for item, best in zip(made, summed, strict=True))
 
 
 def test_the_loop_goes_on_until_every_budget_holds_and_tells_its_rounds(exported: Planned) -> None:

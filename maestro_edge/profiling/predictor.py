@@ -20,8 +20,8 @@ __all__ = ["Predictor", "complete", "conformal_quantile"]
 Floats = npt.NDArray[np.float64]
 
 _FEWEST_ROWS, _FOLDS = 20, 5
-_TREES, _MOST_SMOOTH = 100, 1000
-"""A Gaussian process costs the cube of its rows, and where rows are many the trees alone are nearer."""
+_TREES, _MOST_SMOOTH = 100, 500
+"""A Gaussian process costs the cube of its rows, and where they are thousands the trees alone are nearer."""
 _LEAST_DEVIATION = 0.02
 """Of log ms, where all trees agree: as near as two measurements of one operator are."""
 

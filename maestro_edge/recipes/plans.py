@@ -82,10 +82,10 @@ def best_plans(
         if nested:
             plans = list(plan_nested(*given, budgets, exact=exact, gauge=gauge, floors=floors))
         else:
-            bounds = [[floor] for floor in floors] if floors else [()] * len(budgets)
+            under = [[floor] for floor in floors] if floors else [()] * len(budgets)
             plans = [
-                plan(*given, each, exact=exact, gauge=gauge, at_least=bound)
-                for each, bound in zip(budgets, bounds, strict=True)
+                plan(*given, each, exact=exact, gauge=gauge, at_least=ranks)
+                for each, ranks in zip(budgets, under, strict=True)
             ]
         for item in plans:
             if _assigned(item) not in measured:
@@ -97,7 +97,11 @@ def best_plans(
     observed = [(item.ranks, measured[_assigned(item)].loss_increase) for item in plans]
     fitted = corrected(sensitivity, observed, int8=[item.int8 for item in plans])
     sets = [plans] if fitted is sensitivity else [plans, made(fitted)]
-    sets.append(made(fitted, [uniform_ranks(run.network, table, fitted, each, gauge=gauge) for each in budgets]))
+    floors = [uniform_ranks(run.network, table, fitted, each, gauge=gauge) for each in budgets]
+    # The gap is to the optimum of any ranks, not to that of ranks above a floor.
+    bounds = [item.least_charge for item in sets[-1]]
+    above = zip(made(fitted, floors), bounds, strict=True)
+    sets.append([item.model_copy(update={"least_charge": bound}) for item, bound in above])
     return least_together(sets, nested=nested)
 
 
