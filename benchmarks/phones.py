@@ -5,7 +5,8 @@
 LATENCY_FOLDER holds tflite_cnn_ops_gpu.csv and tflite_cnn_e2e.csv of github.com/qed-usc/mobile-ml-benchmark: 102
 CNNs on a Pixel 4 and a Galaxy S10, times in µs. Writes results/phones.json and .png beside this file.
 
-Three questions. Calibration: measured operators of a network, and a line fitted to all other networks. Unseen:
+Three questions. Calibration: measured operators of a network, and a slope for each kind of operator (or one line
+for all) fitted to all other networks. Unseen:
 the network's operators and time are never seen, only its architecture; held out by network and by
 family (variants of one design are held out together). Transfer: ten networks timed on the S10, one drawn from each
 tenth of the Pixel 4's times; all others are predicted from their times on the Pixel 4, with one of its core
@@ -37,8 +38,8 @@ import numpy.typing as npt
 
 from maestro_edge.devices import LocalDevice
 from maestro_edge.profiling import NetworkPredictor, Transfer
-from maestro_edge.profiling.calibration import fit_line, left_out_ms
-from maestro_edge.profiling.features import Features
+from maestro_edge.profiling.calibration import fit_kinds, kinds_left_out_ms, left_out_ms
+from maestro_edge.profiling.features import Features, kind_of
 from maestro_edge.profiling.foreign import mobile_benchmark
 from maestro_edge.values import NetworkRow, Stated, write_atomically
 
@@ -130,23 +131,30 @@ def spearman(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
 
 
 def calibration(data: Data, phone: str) -> dict[str, Any]:
-    """Measured operators, summed, through a line that has not seen the network."""
-    column = f"{phone}|gpu|float"
-    summed = np.array([sum(ms for _, ms in data.operators[phone][name]) for name in data.names])
-    measured = data.ms(column, data.names)
+    """Measured operators, summed by kind, through slopes that have not seen the network; and through a line."""
+    kinds = sorted({kind_of(features) for rows in data.operators[phone].values() for features, _ in rows})
+    summed = np.zeros((len(data.names), len(kinds)))
+    for at, name in enumerate(data.names):
+        for features, ms in data.operators[phone][name]:
+            summed[at, kinds.index(kind_of(features))] += ms
+    measured = data.ms(f"{phone}|gpu|float", data.names)
     groups = np.array([family(name) for name in data.names])
     by_family = np.empty_like(measured)
     for group in set(groups):
         own = groups == group
-        slope, intercept_ms = fit_line(summed[~own], measured[~own])
-        by_family[own] = slope * summed[own] + intercept_ms
-    left_out = left_out_ms(summed, measured)
+        slopes, intercept_ms = fit_kinds(summed[~own], measured[~own])
+        by_family[own] = summed[own] @ slopes + intercept_ms
+    left_out = kinds_left_out_ms(summed, measured)
     judged = np.isin(data.names, data.judged)
+    slopes, intercept_ms = fit_kinds(summed, measured)
     return {
-        "raw sum": errors(summed, measured, data.names),
+        "raw sum": errors(summed.sum(1), measured, data.names),
+        "one line, leave one network out": errors(left_out_ms(summed.sum(1), measured), measured, data.names),
         "leave one network out": errors(left_out, measured, data.names),
         "leave one network out, judged networks": errors(left_out[judged], measured[judged], data.judged),
         "leave a family out": errors(by_family, measured, data.names),
+        "slopes": {kind: round(slope, 2) for kind, slope in zip(kinds, slopes.tolist(), strict=True)},
+        "intercept_ms": round(intercept_ms, 3),
     }
 
 

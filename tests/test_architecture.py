@@ -61,7 +61,7 @@ OWNERS = {
     "segno": {"devices/browser.py"},
     "matplotlib": {"reporting.py"},
     "jinja2": {"reporting.py"},
-    "scipy": {"planning/exact.py"},
+    "scipy": {"planning/exact.py", "profiling/predictor.py"},
     "sklearn": {"recipes/data.py", "profiling/predictor.py"},
     "yaml": {"profiling/foreign/ai_hub.py"},
     "PIL": {"recipes/images.py"},

@@ -13,7 +13,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from maestro_edge.errors import BudgetError, TableError
-from maestro_edge.planning import account, least_together, plan, plan_nested, reachable_ms, uniform_ranks, within
+from maestro_edge.planning import (
+    account,
+    least_together,
+    plan,
+    plan_downwards,
+    plan_nested,
+    reachable_ms,
+    uniform_ranks,
+    within,
+)
 from maestro_edge.values import (
     DENSE,
     Alone,
@@ -290,6 +299,47 @@ def test_of_several_sets_the_plans_that_lose_least_and_are_nested_are_taken(
     assert is_nested(found)
     assert loss(found) == pytest.approx(min(loss(plans) for plans in every if is_nested(plans)))
     assert loss(free) == pytest.approx(min(map(loss, every)))
+
+
+@settings(deadline=None, max_examples=60)
+@given(problem=problems(), shares=st.lists(st.floats(0.05, 1.2), min_size=2, max_size=4), seed=st.integers(0, 99))
+def test_from_the_largest_budget_down_the_better_of_two_plans_is_taken(
+    problem: tuple[Network, LatencyTable, Sensitivity], shares: Sequence[float], seed: int
+) -> None:
+    """What is measured decides at every budget, and each plan keeps its budget under the one before."""
+    of, table, losses = problem
+    budgets = spread(problem, shares)
+    assume(all(budget > 0 for budget in budgets) and len(set(budgets)) == len(budgets))
+    floors = [uniform_ranks(of, table, losses, budget) for budget in budgets]
+    draw, tried = random.Random(seed), dict[float, list[RankPlan]]()
+
+    def measure(item: RankPlan) -> RankPlan:
+        found = lossy(item, draw.random())
+        tried.setdefault(item.budget_ms or 0, []).append(found)
+        return found
+
+    made = plan_downwards(of, table, losses, budgets, floors, tried=measure)
+
+    assume(made)
+    for budget, item in zip(budgets, made, strict=True):
+        assert item.predicted_ms <= budget * (1 + 1e-9)
+        assert item == min(tried[budget], key=lambda each: each.measured_loss.loss_increase)  # type: ignore[union-attr]
+    falling = sorted(zip(budgets, floors, made, strict=True), key=lambda each: -each[0])
+    for (_, _, large), (budget, floor, small) in itertools.pairwise(falling):
+        assert never_lower(small, large)
+        on_floor = [
+            each
+            for each in tried[budget]
+            if all(order(each.ranks[n]) >= min(order(r), order(large.ranks[n])) for n, r in floor.items())
+        ]
+        assert on_floor or len(tried[budget]) == 1
+
+
+def test_plans_from_the_top_are_none_where_a_budget_is_not_within_the_next() -> None:
+    macs, ms = Budget(quantity="macs", limit=10**9), Budget(quantity="ms", limit=100)
+    floors = [uniform_ranks(NETWORK, TABLE, SENSITIVITY, each) for each in (macs, ms)]
+
+    assert plan_downwards(NETWORK, TABLE, SENSITIVITY, [macs, ms], floors, tried=lambda item: lossy(item, 0)) == []
 
 
 def test_the_share_is_as_large_as_the_budget_allows() -> None:

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from maestro_edge.errors import TableError
 from maestro_edge.profiling import NetworkPredictor, Predictor, Transfer, complete
-from maestro_edge.profiling.features import layer_features
+from maestro_edge.profiling.calibration import fit_kinds, fit_line, kinds_left_out_ms, left_out_ms
+from maestro_edge.profiling.features import kind_of, layer_features
 from maestro_edge.profiling.predictor import conformal_quantile
 from maestro_edge.values import DENSE, DeviceFacts, Estimate, LatencyRow, LatencyTable, LayerSpec, Rank, Timing
 
@@ -186,6 +187,58 @@ def test_a_network_is_the_line_through_the_sum_of_its_operators() -> None:
 
     assert found.ms == pytest.approx(whole["net3"], rel=0.1)
     assert found.low_ms <= whole["net3"] <= found.high_ms
+
+
+def test_an_operator_larger_than_any_that_was_measured_costs_what_its_work_does() -> None:
+    """Eight and sixteen times the work of the largest: trees alone would stay at what they have seen."""
+    known = [spec for spec in SPECS if spec.input_size != (28, 28)]
+    model = Predictor.fit(
+        [layer_features(spec, DENSE) for spec in known], [staircase_ms(s) for s in known], [str(s) for s in known]
+    )
+    large = [conv(96, 80, 40), conv(96, 80, 56)]
+    assert staircase_ms(large[0]) > 8 * max(map(staircase_ms, known))
+
+    found = model.predict([layer_features(spec, DENSE) for spec in large])
+
+    for spec, estimate in zip(large, found, strict=True):
+        assert estimate.ms == pytest.approx(staircase_ms(spec), rel=0.15)
+
+
+@pytest.mark.parametrize("networks", [4, 40])
+def test_every_kind_of_operator_has_a_slope_of_its_own(networks: int) -> None:
+    """As far as networks tell them apart: of few, kinds stay near the line of all."""
+    draw = np.random.default_rng(3)
+    summed = draw.uniform(1, 5, (networks, 3))
+    slopes, intercept_ms = np.array([1.0, 2.5, 1.2]), 0.7
+    measured = summed @ slopes + intercept_ms
+
+    found, _ = fit_kinds(summed, measured)
+    left_out = kinds_left_out_ms(summed, measured)
+    line, _ = fit_line(summed.sum(1), measured)
+
+    if networks > 4:
+        assert found == pytest.approx(slopes, rel=0.15)
+        assert np.abs(left_out / measured - 1).mean() < 0.02
+        assert np.abs(left_out_ms(summed.sum(1), measured) / measured - 1).mean() > 0.08
+    assert np.abs(found - line).max() <= np.abs(slopes - line).max() + 0.05
+
+
+def test_the_slope_of_one_kind_is_the_lines() -> None:
+    draw = np.random.default_rng(4)
+    summed = draw.uniform(1, 5, 9)
+    measured = 1.3 * summed + 0.2 + draw.normal(0, 0.1, 9)
+
+    slopes, intercept_ms = fit_kinds(summed[:, None], measured)
+
+    assert (slopes[0], intercept_ms) == pytest.approx(fit_line(summed, measured))
+
+
+def test_operators_with_a_stride_are_of_a_kind_of_their_own() -> None:
+    strided = conv(8, 16, 14).model_copy(update={"stride": (2, 2)})
+
+    kinds = [kind_of(layer_features(spec, DENSE)) for spec in (conv(8, 16, 14), strided)]
+
+    assert kinds == ["kind:conv2d", "kind:conv2d, strided"]
 
 
 def test_ten_measurements_carry_a_law_to_another_device() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 
 from maestro_edge.errors import BudgetError
@@ -11,7 +12,7 @@ from maestro_edge.planning.budgets import account
 from maestro_edge.planning.problem import Budgets, GaugeRanks, Margin, Problem, choices_of, height
 from maestro_edge.values import Budget, LatencyTable, Network, Rank, RankPlan, Sensitivity
 
-__all__ = ["least_together", "plan", "plan_nested", "reachable_ms", "within"]
+__all__ = ["least_together", "plan", "plan_downwards", "plan_nested", "reachable_ms", "within"]
 
 
 def plan(
@@ -85,6 +86,48 @@ def plan_nested(
     )
 
 
+def plan_downwards(
+    network: Network,
+    table: LatencyTable,
+    sensitivity: Sensitivity,
+    budgets: Sequence[Budgets],
+    floors: Sequence[Mapping[str, Rank]],
+    *,
+    tried: Callable[[RankPlan], RankPlan],
+    exact: bool = False,
+    gauge: GaugeRanks | None = None,
+) -> list[RankPlan]:
+    """Nested plans from the largest budget down, each the one of two that loses less under the plan before.
+
+    One of the two may have any ranks, the other goes nowhere below its floor, as far as the plan before does not.
+    `tried` gives a plan its `measured_loss`. Empty where budgets are not each within the next, or where no plan
+    under the one before keeps a budget.
+
+    Raises:
+        BudgetError: a budget is not positive.
+        TableError: as plan().
+    """
+    problems = [Problem.of(network, table, sensitivity, each, None, gauge) for each in budgets]
+    order, in_line = _rising([problem.budgets for problem in problems])
+    if not in_line:
+        return []
+    found: dict[int, RankPlan] = {}
+    most: list[Mapping[str, Rank]] = []
+    for index in reversed(order):
+        floor = {
+            name: min((rank, *(ranks[name] for ranks in most)), key=height) for name, rank in floors[index].items()
+        }
+        either = []
+        for least in ([], [floor]):
+            with suppress(BudgetError):
+                either.append(tried(problems[index].plan_between(least, most, exact=exact)))
+        if not either:
+            return []
+        found[index] = min(either, key=_lost)
+        most = [found[index].ranks]
+    return [found[index] for index in range(len(budgets))]
+
+
 def least_together(sets: Sequence[Sequence[RankPlan]], *, nested: bool = True) -> list[RankPlan]:
     """For each budget the plan of one of the sets, so that all lose least in all, by their `measured_loss`.
 
@@ -93,8 +136,7 @@ def least_together(sets: Sequence[Sequence[RankPlan]], *, nested: bool = True) -
     the next, one set is kept. Without `nested` every budget has the best by itself.
     """
     first = sets[0]
-    order = sorted(range(len(first)), key=lambda i: [budget.limit for budget in first[i].budgets])
-    in_line = all(within(first[small].budgets, first[large].budgets) for small, large in pairwise(order))
+    order, in_line = _rising([item.budgets for item in first])
 
     def follows(before: Sequence[RankPlan], item: RankPlan) -> bool:
         return not nested or not before or (in_line and _never_lower(before[-1], item))
@@ -105,8 +147,7 @@ def least_together(sets: Sequence[Sequence[RankPlan]], *, nested: bool = True) -
         for own, plans in zip(ends, sets, strict=True):
             item = plans[index]
             loss, before = min((own, *(end for end in ends if follows(end[1], item))), key=lambda end: end[0])
-            assert item.measured_loss is not None, "plans of unknown loss cannot be compared"
-            longer.append((loss + item.measured_loss.loss_increase, [*before, item]))
+            longer.append((loss + _lost(item), [*before, item]))
         ends = longer
     _, found = min(ends, key=lambda end: end[0])
     return [found[order.index(index)] for index in range(len(first))]
@@ -146,6 +187,17 @@ def within(small: Sequence[Budget], large: Sequence[Budget]) -> bool:
     """Whether what keeps `small` keeps `large`: each large budget is bounded as tightly by a small one."""
     limits = {budget.quantity: budget.limit for budget in small}
     return all(limits.get(budget.quantity, math.inf) <= budget.limit for budget in large)
+
+
+def _rising(budgets: Sequence[Sequence[Budget]]) -> tuple[list[int], bool]:
+    """Their indices from the smallest to the largest, and whether each is within the next."""
+    order = sorted(range(len(budgets)), key=lambda i: [budget.limit for budget in budgets[i]])
+    return order, all(within(budgets[small], budgets[large]) for small, large in pairwise(order))
+
+
+def _lost(plan: RankPlan) -> float:
+    assert plan.measured_loss is not None, "plans of unknown loss cannot be compared"
+    return plan.measured_loss.loss_increase
 
 
 def _is_nested(problems: Sequence[Problem], plans: Sequence[RankPlan]) -> bool:

@@ -10,7 +10,16 @@ import numpy.typing as npt
 from maestro_edge.errors import TableError
 from maestro_edge.values import Calibration, LatencyTable, Network, NetworkTiming
 
-__all__ = ["Milliseconds", "calibrated", "fit", "fit_line", "left_out_ms", "recalibrate"]
+__all__ = [
+    "Milliseconds",
+    "calibrated",
+    "fit",
+    "fit_kinds",
+    "fit_line",
+    "kinds_left_out_ms",
+    "left_out_ms",
+    "recalibrate",
+]
 
 Milliseconds = npt.NDArray[np.float64]
 
@@ -52,6 +61,36 @@ def fit_line(summed: Milliseconds, measured: Milliseconds) -> tuple[float, float
             return float(slope), float(intercept)
     # Networks of nearly one size cannot tell a slope from an intercept: correct the scale alone.
     return float((measured / summed).mean()), 0.0
+
+
+def fit_kinds(summed: Milliseconds, measured: Milliseconds) -> tuple[Milliseconds, float]:
+    """A slope for each kind of operator and an intercept in ms, from sums of (networks, kinds) to whole networks.
+
+    What is lost between operators, and between timing each and running all, differs from kind to kind. Of least
+    relative error; a ridge (Hoerl and Kennard, Technometrics 1970) takes slopes to be near that of fit_line() for
+    all kinds together, give or take as much as that is, where the networks do not tell more. Of one kind it is
+    that line.
+    """
+    slope, intercept_ms = fit_line(summed.sum(1), measured)
+    line = np.array([*np.full(summed.shape[1], slope), intercept_ms])
+    columns = np.column_stack([summed, np.ones(len(measured))]) / measured[:, None]
+    left = 1 - columns @ line
+    variance = float(left @ left) / max(1, len(measured) - 2)
+    ridge = np.array([*np.full(summed.shape[1], variance / slope**2), 0.0]) + 1e-12
+    found = line + np.linalg.solve(columns.T @ columns + np.diag(ridge), columns.T @ left)
+    return found[:-1], float(found[-1])
+
+
+def kinds_left_out_ms(
+    summed: Milliseconds, measured: Milliseconds, predicted: Milliseconds | None = None
+) -> Milliseconds:
+    """What fit_kinds() of all other networks says of each, of its own sums or those `predicted` of it."""
+    found = []
+    for index, own in enumerate(summed if predicted is None else predicted):
+        others = np.arange(len(measured)) != index
+        slopes, intercept_ms = fit_kinds(summed[others], measured[others])
+        found.append(own @ slopes + intercept_ms)
+    return np.array(found)
 
 
 def left_out_ms(summed: Milliseconds, measured: Milliseconds) -> Milliseconds:

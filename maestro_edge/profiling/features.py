@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from maestro_edge.values import LayerSpec, Rank
 
-__all__ = ["Features", "layer_features", "operator_features", "with_shape"]
+__all__ = ["Features", "kind_of", "layer_features", "operator_features", "with_shape"]
 
 Features = Mapping[str, float]
 """Name → number, none negative. A name that begins with `kind:` tells kinds apart; what is absent is 0."""
@@ -66,6 +66,12 @@ def with_shape(features: Features) -> dict[str, float]:
         "out_per_group": features["out_channels"] / features["groups"],
         "tiles": float(side * side),
     }
+
+
+def kind_of(features: Features) -> str:
+    """What an operator is, for a calibration: runtimes have kernels of their own for those with a stride."""
+    kind = next(name for name, value in features.items() if name.startswith("kind:") and value)
+    return f"{kind}, strided" if features.get("stride", 1) > 1 else kind
 
 
 def layer_features(spec: LayerSpec, rank: Rank) -> dict[str, float]:

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ Floats = npt.NDArray[np.float64]
 _FEWEST_ROWS, _FOLDS = 20, 5
 _TREES, _MOST_SMOOTH = 100, 500
 """A Gaussian process costs the cube of its rows, and where they are thousands the trees alone are nearer."""
+_OF_COST = ("padded_macs", "moved")
 _LEAST_DEVIATION = 0.02
 """Of log ms, where all trees agree: as near as two measurements of one operator are."""
 
@@ -43,9 +45,10 @@ def conformal_quantile(scores: Floats, coverage: float) -> float:
 
 @dataclass(frozen=True)
 class Predictor:
-    """Extremely randomised trees on what a linear trend leaves of log ms; of small tables a Gaussian process too.
+    """Costs of work and traffic, and what they leave of log ms by extremely randomised trees; of small tables by a
+    Gaussian process too.
 
-    The trend carries growth beyond what was measured, the process the smooth part of a small table, the trees the
+    The costs carry growth beyond what was measured, the process the smooth part of a small table, the trees the
     steps. The interval is the deviation that the process tells, or else the trees among themselves, times a factor
     found on rows whose whole group was held out (normalised conformal prediction: Papadopoulos et al., JAIR 2011).
     """
@@ -76,14 +79,15 @@ class Predictor:
             raise TableError("a row of 0 ms or less cannot train a predictor: measure it again")
         names = tuple(sorted({name for row in features for name in row}))
         x, y = _matrix(features, names), np.log(np.asarray(ms, float))
+        fit = partial(_Model.fit, names)
         fold = {group: index % _FOLDS for index, group in enumerate(kinds)}
         folds = np.array([fold[group] for group in groups])
         held_out, deviation = np.empty_like(y), np.empty_like(y)
         for index in sorted(set(fold.values())):
             own = folds == index
-            held_out[own], deviation[own] = _Model.fit(x[~own], y[~own]).predict(x[own])
+            held_out[own], deviation[own] = fit(x[~own], y[~own]).predict(x[own])
         factor = conformal_quantile(np.abs(y - held_out) / deviation, coverage)
-        return cls(names, _Model.fit(x, y), factor, coverage, np.exp(held_out))
+        return cls(names, fit(x, y), factor, coverage, np.exp(held_out))
 
     def predict(self, features: Sequence[Features]) -> list[Estimate]:
         """Milliseconds and interval of operators that need not have been seen.
@@ -136,45 +140,89 @@ def complete(
 
 def _matrix(features: Sequence[Features], names: Sequence[str]) -> Floats:
     values: Floats = np.array([[row.get(name, 0.0) for name in names] for row in features], np.float64)
-    return np.log1p(values)
+    return values
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """Milliseconds as a sum: a constant, and so much for each unit of work and of traffic, of each kind its own.
+
+    None is negative: a larger operator's time grows as its work does, beyond what was measured too. Where a
+    roofline (Williams et al., CACM 2009) takes the larger of work and traffic, this adds them, which is linear.
+    """
+
+    columns: tuple[int, ...]
+    kinds: tuple[int, ...]
+    units: Floats
+    weights: Floats
+    """Of shape (kinds + 1, columns + 1), of `units`; the last row is of kinds with too few rows for their own."""
+    least_ms: float
+
+    @classmethod
+    def fit(cls, names: Sequence[str], x: Floats, ms: Floats) -> _Costs:
+        from scipy.optimize import nnls
+
+        columns = tuple(names.index(name) for name in _OF_COST if name in names)
+        kinds = tuple(index for index, name in enumerate(names) if name.startswith("kind:"))
+        units = np.concatenate([[1.0], np.maximum(x[:, columns].max(0), 1.0)])
+        scaled = _with_constant(x, columns) / units
+
+        def least(rows: npt.NDArray[np.bool_]) -> Floats:
+            weights, _ = nnls(scaled[rows] / ms[rows, None], np.ones(rows.sum()))  # of the relative error
+            return np.asarray(weights, float)
+
+        pooled = least(np.ones(len(ms), bool))
+        own = (x[:, kind] > 0 for kind in kinds)
+        weights = [least(rows) if rows.sum() >= _FEWEST_ROWS else pooled for rows in own]
+        return cls(columns, kinds, units, np.array([*weights, pooled]), float(ms.min()) / 10)
+
+    def log_ms(self, x: Floats) -> Floats:
+        scaled = _with_constant(x, self.columns) / self.units
+        is_of = np.column_stack([x[:, self.kinds] > 0, np.ones(len(x), bool)])
+        found = (scaled * self.weights[is_of.argmax(1)]).sum(1)
+        logs: Floats = np.log(np.maximum(found, self.least_ms))
+        return logs
+
+
+def _with_constant(x: Floats, columns: Sequence[int]) -> Floats:
+    return np.column_stack([np.ones(len(x)), x[:, columns]])
 
 
 @dataclass(frozen=True)
 class _Model:
-    """Fitted estimators of scikit-learn on standardised logarithms; no process where rows are many."""
+    """Costs, and fitted estimators of scikit-learn on standardised logarithms; no process where rows are many."""
 
+    costs: _Costs
     scaler: Any
-    trend: Any
     trees: Any
     process: Any
 
     @classmethod
-    def fit(cls, x: Floats, y: Floats) -> _Model:
+    def fit(cls, names: Sequence[str], x: Floats, y: Floats) -> _Model:
         try:
             from sklearn.ensemble import ExtraTreesRegressor
-            from sklearn.linear_model import Ridge
             from sklearn.preprocessing import StandardScaler
         except ImportError as error:
             raise MissingExtra("scikit-learn", "predict") from error
 
-        scaler = StandardScaler().fit(x)
-        z = scaler.transform(x)
-        trend = Ridge(1.0).fit(z, y)
-        rest = y - trend.predict(z)
+        costs = _Costs.fit(names, x, np.exp(y))
+        scaler = StandardScaler().fit(np.log1p(x))
+        z = scaler.transform(np.log1p(x))
+        rest = y - costs.log_ms(x)
         trees = ExtraTreesRegressor(_TREES, max_features=0.5, random_state=0)
         # Slow rows weigh more: they make up the network's time.
         trees.fit(z, rest, sample_weight=np.exp(0.3 * (y - y.mean())))
-        return cls(scaler, trend, trees, _fit_process(z, rest) if len(y) <= _MOST_SMOOTH else None)
+        return cls(costs, scaler, trees, _fit_process(z, rest) if len(y) <= _MOST_SMOOTH else None)
 
     def predict(self, x: Floats) -> tuple[Floats, Floats]:
         """Mean and standard deviation of log ms."""
-        z = self.scaler.transform(x)
+        z = self.scaler.transform(np.log1p(x))
         each = np.array([tree.predict(z) for tree in self.trees.estimators_])
         rest, deviation = each.mean(0), np.hypot(each.std(0), _LEAST_DEVIATION)
         if self.process is not None:
             smooth, deviation = self.process.predict(z, return_std=True)
             rest = (rest + smooth) / 2
-        mean: Floats = self.trend.predict(z) + rest
+        mean: Floats = self.costs.log_ms(x) + rest
         return mean, deviation
 
 

@@ -12,7 +12,7 @@ from maestro_edge.planning import account, plan, within
 from maestro_edge.profiling import Conditions, measure_calmly, recalibrate
 from maestro_edge.recipes.run import Progress, Run
 from maestro_edge.recipes.tables import load_table
-from maestro_edge.recipes.variants import export_entries, export_variant
+from maestro_edge.recipes.variants import export_entries, export_variants
 from maestro_edge.runtimes import MeasuringProtocol, Runtime, digest
 from maestro_edge.runtimes.jobs import with_entry
 from maestro_edge.values import (
@@ -98,21 +98,21 @@ def verify_run(
         for each in {variant.precision for variant in missing}:
             tables[each] = _recalibrated(run, manifest, tables[each], timings)
             tables[each].save(profiles / tables[each].file_name)
-        stuck = 0
+        made: dict[str, RankPlan] = {}
         for variant in missing:
             was = f"round {count}: {variant.name} {_excess(variant)}"
             try:
-                item = _replanned(run, manifest, tables[variant.precision], variant, slack=_SLACK * count)
+                item = _replanned(run, manifest, made, tables[variant.precision], variant, slack=_SLACK * count)
             except BudgetError as error:
-                stuck += 1
                 log.append(f"{was}; it cannot be planned lower: {error}")
                 continue
             item.save(run.folder / "plans" / f"{item.name}.json")
-            for new in _exported(run, runtime, manifest, variant, item):
-                manifest = _with(manifest, new)
+            made[variant.name] = item
             log.append(f"{was}; planned again for {item.predicted_ms:.3f} ms")
-        if stuck == len(missing):
+        if not made:
             break
+        for new in _exported(run, runtime, manifest, made):
+            manifest = _with(manifest, new)
     if progress is not None:
         progress(rounds, rounds, f"{runtime.name}: verified")
     manifest.save(run.manifest_path)
@@ -122,22 +122,27 @@ def verify_run(
     return manifest, log
 
 
-def _exported(run: Run, runtime: Runtime, manifest: Manifest, variant: Variant, item: RankPlan) -> list[Variant]:
-    """The variant by its new plan; beside it the other entries of its file, as they were measured."""
-    if variant.entry is None:
-        made = export_variant(run, runtime, item, layout=manifest.input.layout)
-        return [made.model_copy(update={"rounds": variant.rounds})]
-    old = {each.name: each for each in _of(manifest, runtime) if each.file == variant.file}
-    same = (each for each in run.plans() if each.runtime == item.runtime)
-    plans = {variant_name(runtime.name, each.precision, each.tag): each for each in same}
-    found = []
-    for each in export_entries(run, runtime, [plans[name] for name in old], layout=manifest.input.layout):
-        was = old[each.name]
-        kept: dict[str, object] = {"rounds": was.rounds}
-        if each.name != variant.name:
-            kept |= {"measured_ms": was.measured_ms, "alone": was.alone}
-        found.append(each.model_copy(update=kept))
-    return found
+def _exported(run: Run, runtime: Runtime, manifest: Manifest, made: Mapping[str, RankPlan]) -> list[Variant]:
+    """The variants of new plans; beside those in one file its other entries, as they were measured."""
+    old, layout = {each.name: each for each in _of(manifest, runtime)}, manifest.input.layout
+    alone = [(runtime, item) for name, item in made.items() if old[name].entry is None]
+    found, _ = export_variants(run, alone, layout=layout)
+    plans = {
+        variant_name(runtime.name, item.precision, item.tag): item
+        for item in run.plans()
+        if item.runtime == runtime.name
+    }
+    for file in sorted({old[name].file for name in made if old[name].entry is not None}):
+        entries = [plans[each.name] for each in old.values() if each.file == file]
+        found += export_entries(run, runtime, entries, layout=layout)
+    kept = (
+        {} if each.name in made else {"measured_ms": old[each.name].measured_ms, "alone": old[each.name].alone}
+        for each in found
+    )
+    return [
+        each.model_copy(update={"rounds": old[each.name].rounds, **same})
+        for each, same in zip(found, kept, strict=True)
+    ]
 
 
 def _of(manifest: Manifest, runtime: Runtime) -> list[Variant]:
@@ -229,8 +234,19 @@ def _formed(run: Run, variant: Variant) -> Network:
     return run.network.in_gauge(variant.gauge).in_int8(variant.int8)
 
 
-def _replanned(run: Run, manifest: Manifest, table: LatencyTable, variant: Variant, *, slack: float) -> RankPlan:
-    """A plan below each missed budget by what the measurement was above the table's present prediction."""
+def _replanned(
+    run: Run,
+    manifest: Manifest,
+    made: Mapping[str, RankPlan],
+    table: LatencyTable,
+    variant: Variant,
+    *,
+    slack: float,
+) -> RankPlan:
+    """A plan below each missed budget by what the measurement was above the table's present prediction.
+
+    `made` are the plans that take others' places in this round.
+    """
     sensitivity = Sensitivity.load(run.folder / "sensitivity.json")
     margins: dict[Quantity, float] = {}
     for budget in variant.missed:
@@ -244,10 +260,11 @@ def _replanned(run: Run, manifest: Manifest, table: LatencyTable, variant: Varia
         if (each.runtime, each.precision) == (variant.runtime, variant.precision)
         and each.is_planned
         and each.name != variant.name
-        and not each.missed
+        and (each.name in made or not each.missed)
     ]
-    small = [each.ranks for each in kept if within(each.budgets, variant.budgets)]
-    large = [each.ranks for each in kept if within(variant.budgets, each.budgets)]
+    ranks = {each.name: made[each.name].ranks if each.name in made else each.ranks for each in kept}
+    small = [ranks[each.name] for each in kept if within(each.budgets, variant.budgets)]
+    large = [ranks[each.name] for each in kept if within(variant.budgets, each.budgets)]
     given, gauge = (run.network, table, sensitivity, variant.budgets), run.gauge_ranks(table)
     try:
         return plan(*given, margin=margins, gauge=gauge, at_least=small, at_most=large)

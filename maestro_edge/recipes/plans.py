@@ -13,6 +13,7 @@ from maestro_edge.planning import (
     measure_interaction,
     measure_sensitivity,
     plan,
+    plan_downwards,
     plan_fleet,
     plan_nested,
     uniform_ranks,
@@ -66,8 +67,9 @@ def best_plans(
     """A plan for every budget (a number in ms, or several of one plan) on a table.
 
     What a plan's layers lose together is measured on validation inputs. Sensitivities that were corrected by that
-    make a second set of plans, and plans that are nowhere below uniform_ranks() a third; of these least_together()
-    are returned.
+    make a second set of plans, and plans that are nowhere below uniform_ranks() a third. A fourth goes from the
+    largest budget down and takes the better of both ways under the plan before. Of all least_together() are
+    returned.
 
     Raises:
         BudgetError, TableError: as plan() and plan_nested().
@@ -77,31 +79,37 @@ def best_plans(
     inputs, targets = inputs[:_INTERACTION_INPUTS], targets[:_INTERACTION_INPUTS]
     measured: dict[str, Cut] = {}
 
+    def tried(item: RankPlan) -> RankPlan:
+        key = _assigned(item)
+        if key not in measured:
+            found = measure_interaction(run.ordered, sensitivity, item.ranks, inputs, targets, int8=item.int8)
+            measured[key] = found.measured
+        return item.model_copy(update={"measured_loss": measured[key]})
+
     def made(losses: Sensitivity, floors: Sequence[Mapping[str, Rank]] | None = None) -> list[RankPlan]:
         given = run.network, table, losses
         if nested:
-            plans = list(plan_nested(*given, budgets, exact=exact, gauge=gauge, floors=floors))
-        else:
-            under = [[floor] for floor in floors] if floors else [()] * len(budgets)
-            plans = [
-                plan(*given, each, exact=exact, gauge=gauge, at_least=ranks)
-                for each, ranks in zip(budgets, under, strict=True)
-            ]
-        for item in plans:
-            if _assigned(item) not in measured:
-                found = measure_interaction(run.ordered, sensitivity, item.ranks, inputs, targets, int8=item.int8)
-                measured[_assigned(item)] = found.measured
-        return [item.model_copy(update={"measured_loss": measured[_assigned(item)]}) for item in plans]
+            return list(map(tried, plan_nested(*given, budgets, exact=exact, gauge=gauge, floors=floors)))
+        under = [[floor] for floor in floors] if floors else [()] * len(budgets)
+        return [
+            tried(plan(*given, each, exact=exact, gauge=gauge, at_least=ranks))
+            for each, ranks in zip(budgets, under, strict=True)
+        ]
 
     plans = made(sensitivity)
     observed = [(item.ranks, measured[_assigned(item)].loss_increase) for item in plans]
     fitted = corrected(sensitivity, observed, int8=[item.int8 for item in plans])
     sets = [plans] if fitted is sensitivity else [plans, made(fitted)]
-    floors = [uniform_ranks(run.network, table, fitted, each, gauge=gauge) for each in budgets]
-    # The gap is to the optimum of any ranks, not to that of ranks above a floor.
     bounds = [item.least_charge for item in sets[-1]]
-    above = zip(made(fitted, floors), bounds, strict=True)
-    sets.append([item.model_copy(update={"least_charge": bound}) for item, bound in above])
+    floors = [uniform_ranks(run.network, table, fitted, each, gauge=gauge) for each in budgets]
+    above = [made(fitted, floors)]
+    if nested:
+        given = run.network, table, fitted, budgets, floors
+        above.append(plan_downwards(*given, tried=tried, exact=exact, gauge=gauge))
+    for found in filter(None, above):
+        # The gap is to the optimum of any ranks, not to that of ranks within bounds.
+        pairs = zip(found, bounds, strict=True)
+        sets.append([item.model_copy(update={"least_charge": bound}) for item, bound in pairs])
     return least_together(sets, nested=nested)
 
 
