@@ -157,6 +157,7 @@ class _Costs:
     weights: Floats
     """Of shape (kinds + 1, columns + 1), of `units`; the last row is of kinds with too few rows for their own."""
     least_ms: float
+    """A tenth of the smallest that was measured: no sum is below it."""
 
     @classmethod
     def fit(cls, names: Sequence[str], x: Floats, ms: Floats) -> _Costs:
