@@ -36,7 +36,10 @@ def list_tables(profiles: Folder = Path("profiles")) -> Iterator[object]:
     paths = sorted(profiles.glob("*.json"))
     if not paths:
         raise TableError(f"{profiles}: no latency table there: run 'profile' or 'profiles import'")
-    shown = Table("device", "runtime", "version", "precision")
+    shown = Table()
+    shown.add_column("device", overflow="fold")  # a name is what its tables' files begin with: no part is left out
+    for heading in ("runtime", "version", "precision"):
+        shown.add_column(heading)
     for heading in ("threads", "rows", "date", "source", "left-out error"):
         shown.add_column(heading, justify="right")
     for path in paths:
