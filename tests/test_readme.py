@@ -15,6 +15,7 @@ from typer.main import get_command
 
 import maestro_edge as me
 from maestro_edge.cli import app
+from maestro_edge.errors import DeviceError
 from maestro_edge.recipes import data as datasets
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +33,7 @@ def test_the_python_version_runs_in_eight_lines(tmp_path: Path, capsys: pytest.C
     assert len([line for line in code.splitlines() if line and not line.startswith("import")]) == 8
     digits = datasets.load("digits")
     model = nn.Sequential(
-        nn.Conv2d(1, 48, 3, stride=4),
+        nn.Conv2d(1, 48, 3, stride=2),
         nn.ReLU(),
         nn.Conv2d(48, 48, 3),
         nn.ReLU(),
@@ -54,7 +55,12 @@ def test_the_python_version_runs_in_eight_lines(tmp_path: Path, capsys: pytest.C
         "work": tmp_path,
     }
 
-    exec(compile(code.replace("epochs=6", "epochs=1"), "README.md", "exec"), names)
+    lines = compile(code.replace("epochs=6", "epochs=1"), "README.md", "exec")
+    try:
+        exec(lines, names)
+    except DeviceError as error:  # the machine was too busy for a row: a user does what the message says
+        assert "measure again" in str(error)
+        exec(lines, names)
 
     assert "SQNR" in capsys.readouterr().out
     assert (tmp_path / "small.tflite").exists()

@@ -252,7 +252,7 @@ class Branches(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.thin, self.thick = nn.Linear(512, 512), nn.Linear(512, 512)
-        self.depthwise = nn.Conv1d(32, 32, 3, groups=32, padding=1)
+        self.depthwise = nn.Conv1d(128, 128, 3, groups=128, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.depthwise(x)
@@ -263,7 +263,7 @@ class Branches(nn.Module):
 @pytest.mark.parametrize("name", TIMED)
 def test_the_times_of_branches_are_not_mixed_up(name: str, tmp_path: Path) -> None:
     """ExecuTorch runs the first factors of both, then the second ones: the file tells which weights are whose."""
-    runtime, device, inputs = load(name), LocalDevice(), (samples(1, 32, 512),)
+    runtime, device, inputs = load(name), LocalDevice(), (samples(1, 128, 512),)
     assert isinstance(runtime, TracingRuntime)
     ordered, ranks = order(Branches().eval()), {"thin": 8, "thick": 192}
     path = tmp_path / f"branches{runtime.suffix}"
