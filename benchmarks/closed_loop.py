@@ -10,6 +10,10 @@ loop of `maestro-edge verify`. One thread. Writes results/closed_loop.json and .
 plans/NETWORK-RUNTIME, are what `python -m benchmarks.never_slower` replays). The rivals at each
 budget: one share of the ranks for all layers and planning by multiply-accumulates alone, both as large as the same
 table allows, and the dense network in int8 where its own measured time is below the budget.
+
+Table and loop belong to one speed of the machine: where the dense network takes over a quarter more or less at
+the end of the loop than in the table, the case is profiled and run once again; the summary of the first is in the
+case's "attempts".
 """
 
 from __future__ import annotations
@@ -109,6 +113,9 @@ TINY = {
 }
 """To see that a benchmark runs from end to end: nobody asks for their numbers."""
 TRAIN, VALIDATION, TEST = 10_000, 1_000, 2_000
+PATIENT = MeasuringProtocol(rounds=40, run_s=20.0, drift_limit=0.08)
+"""Minutes where the default takes seconds: on a shared host speed moves by a third from one second to the next."""
+MOVED, ATTEMPTS = 0.25, 2
 
 
 def trained(name: str, source: str, folder: Path, epochs: int | None) -> Run:
@@ -181,13 +188,16 @@ def accuracy(run: Run, ranks: Mapping[str, Rank] | None) -> float | None:
 
 def run_case(run: Run, runtime: Runtime, count: int, profiles: Path) -> dict[str, Any]:
     """Random budgets through the loop, and the rivals at each of them."""
-    device, protocol = LocalDevice(), MeasuringProtocol()
+    device, protocol = LocalDevice(), PATIENT
     table = table_of(run, runtime, device, profiles=profiles, protocol=protocol)
     losses = sensitivity_of(run, [table])
     shares = sorted(np.random.default_rng(0).random(count))
     plans = {item.name: item for item in planned(run, table, losses, shares)}
     export_run(run, device, [runtime])
     manifest, log = verify_run(run, runtime, device, profiles=profiles, protocol=protocol)
+    dense = next(each for each in manifest.variants if not each.is_planned and each.runtime == runtime.name)
+    table_ms = table.calibration(run.network).networks[0].timing.median_ms
+    assert dense.measured_ms is not None
     kept = profiles.parent / "plans" / f"{run.folder.name}-{runtime.name}"
     shutil.rmtree(kept, ignore_errors=True)
     shutil.copytree(run.folder / "plans", kept / "plans")  # the next runtime's take their place in the run
@@ -198,6 +208,7 @@ def run_case(run: Run, runtime: Runtime, count: int, profiles: Path) -> dict[str
         "network": run.folder.name,
         "runtime": table.title,
         "table_loo_mape": table.calibration(run.network).loo_mape,
+        "dense_moved": round(dense.measured_ms.p50 / table_ms - 1, 4),
         "dense": _told(measured[0]),
         "int8": {each.precision: _told(each) for each in measured[1:]},
         "left_out": left_out,
@@ -228,24 +239,46 @@ def run_case(run: Run, runtime: Runtime, count: int, profiles: Path) -> dict[str
     }
 
 
+def run_at_one_speed(run: Run, runtime: Runtime, count: int, profiles: Path) -> dict[str, Any]:
+    """run_case() until the machine is as fast in the loop as in the table, ATTEMPTS times at most."""
+    attempts: list[dict[str, Any]] = []
+    while True:
+        case = run_case(run, runtime, count, profiles)
+        if abs(case["dense_moved"]) <= MOVED or len(attempts) + 1 == ATTEMPTS:
+            return {**case, "attempts": attempts}
+        attempts += summary([case])
+        print(json.dumps(attempts[-1]), flush=True)
+        for path in profiles.glob(f"*.{runtime.name}-*.json"):
+            path.unlink()  # of the speed that was
+
+
 def _told(variant: Variant) -> dict[str, float]:
     assert variant.measured_ms is not None
     return {"p50_ms": variant.measured_ms.p50, "top1": round(100 * variant.accuracy, 2)}
 
 
 def summary(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Of each case: budgets missed in the first round and at the end, MAPE, how far ours is above each rival."""
+    """Of each case: budgets missed in the first round and at the end, MAPE, how far ours is above each rival.
+
+    Of those missed at the end the loop may have shown that the fastest plan of all is no faster, at the speed that
+    the machine then had: they are told apart. The MAPE at equal speed leaves out what the first round's
+    predictions are off by in common (their median).
+    """
     lines = []
     for case in cases:
         plans = case["plans"]
-        errors = [abs(p["rounds"][0]["predicted_ms"] / p["rounds"][0]["p50_ms"] - 1) for p in plans]
+        ratios = [p["rounds"][0]["predicted_ms"] / p["rounds"][0]["p50_ms"] for p in plans]
+        common = statistics.median(ratios)
         line = {
             "network": case["network"],
             "runtime": case["runtime"],
             "budgets": len(plans),
             "missed_in_round_1": sum(not p["rounds"][0]["kept"] for p in plans),
             "missed_at_the_end": sum(not p["kept"] for p in plans),
-            "mape": round(statistics.fmean(errors), 4),
+            "of_these_out_of_reach": sum(not p["kept"] and _out_of_reach(case, p["budget_ms"]) for p in plans),
+            "dense_moved": case.get("dense_moved"),  # not noted before it decided about another attempt
+            "mape": round(statistics.fmean(abs(ratio - 1) for ratio in ratios), 4),
+            "mape_at_equal_speed": round(statistics.fmean(abs(ratio / common - 1) for ratio in ratios), 4),
         }
         for rival in ("uniform", "by_macs", "int8"):
             pairs = [(p["top1"], p[rival]) for p in plans if p[rival] is not None]
@@ -253,6 +286,12 @@ def summary(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             line[f"ours_above_{rival}"] = round(statistics.fmean(a - b for a, b in pairs), 2) if pairs else None
         lines.append(line)
     return lines
+
+
+def _out_of_reach(case: Mapping[str, Any], budget_ms: float) -> bool:
+    """Whether the last that the loop's log says of the budget is that nothing can be planned below it."""
+    told = [line for line in case["log"] if f"-{budget_ms:g}ms " in line and line.startswith("round")]
+    return bool(told) and "cannot be planned lower" in told[-1]
 
 
 def draw(cases: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -314,7 +353,7 @@ def main() -> None:
             ):
                 continue
             run = run or trained(network, f"cifar10:{given.data}", given.work, given.epochs)
-            cases.append(run_case(run, runtime, given.budgets, given.work / "profiles"))
+            cases.append(run_at_one_speed(run, runtime, given.budgets, given.work / "profiles"))
             result = {
                 "date": datetime.now(UTC).isoformat(timespec="seconds"),
                 "device": LocalDevice().facts().model_dump(),

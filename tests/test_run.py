@@ -369,7 +369,18 @@ def test_one_round_only_measures(exported: Planned) -> None:
     )
 
     assert any(variant.missed for variant in manifest.variants)
-    assert log and all("still measures" in line for line in log)
+    assert len(log) > 1 and all("still measures" in line for line in log[1:])
+    assert "dense takes" in log[0] and "1.12 times its" in log[0] and "profile and plan again" in log[0]
+
+
+def test_a_device_that_became_faster_is_told(exported: Planned) -> None:
+    """Every budget holds, but larger plans would too."""
+    exported.runtime.slowdown = 0.7
+
+    manifest, log = exported.verify()
+
+    assert not any(variant.missed for variant in manifest.variants)
+    assert len(log) == 1 and "0.70 times its" in log[0] and "profile and plan again" in log[0]
 
 
 @pytest.mark.parametrize("quantity", ["p90_ms", "size_bytes", "memory_bytes"])

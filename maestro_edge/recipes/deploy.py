@@ -36,6 +36,8 @@ __all__ = ["MOST_ROUNDS", "measure_variants", "verify_run"]
 MOST_ROUNDS = 5
 _SLACK = 0.03
 """Left free, each round more, when a plan is made again: what was over once is noisy too."""
+_MOVED = 0.1
+"""A dense network this far from its time in the table: another speed of the device, not noise."""
 _OF_A_PROCESS: tuple[Quantity, ...] = ("memory_bytes", "energy_mj")
 
 
@@ -57,7 +59,7 @@ def verify_run(
     missed a budget, or the dense network stayed slower than when the table was measured, it is only taken again,
     once. It ends when every budget holds when measured, or what misses one cannot be planned lower. Returns the
     manifest, whose variants tell their rounds, and a line for every variant that was planned again or still
-    misses a budget.
+    misses a budget, and for a dense network that does not take what it did when its table was measured.
 
     Raises:
         TableError: nothing was exported, or a file was changed since.
@@ -119,6 +121,13 @@ def verify_run(
     for variant in _of(manifest, runtime):
         if variant.missed:
             log.append(f"{variant.name} still {_excess(variant)}")
+        elif not emulated and not variant.is_planned and variant.measured_ms is not None:
+            table_ms, now_ms = dense_ms.get(variant.precision), variant.measured_ms.p50
+            if table_ms is not None and abs(now_ms / table_ms - 1) > _MOVED:
+                log.append(
+                    f"{variant.name} takes {now_ms:.4g} ms, {now_ms / table_ms:.2f} times its {table_ms:.4g} ms "
+                    "in the table: where that lasts, profile and plan again for what the device is now"
+                )
     return manifest, log
 
 
