@@ -87,4 +87,4 @@ def _draw_costs(panel: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     panel.axhline(MOST_MIB, color="0.4", lw=1, ls="--")
     panel.set(title="each export in a fresh process", xlabel="seconds", ylabel="peak MiB")
     panel.set(xlim=(0, None), ylim=(0, None))
-    panel.legend(fontsize=6, loc="lower right")
+    panel.legend(fontsize=6, loc="lower right", ncols=2)
