@@ -114,7 +114,8 @@ TINY = {
 """To see that a benchmark runs from end to end: nobody asks for their numbers."""
 TRAIN, VALIDATION, TEST = 10_000, 1_000, 2_000
 PATIENT = MeasuringProtocol(rounds=40, run_s=20.0, drift_limit=0.08)
-"""Minutes where the default takes seconds: on a shared host speed moves by a third from one second to the next."""
+"""Longer than the default: on a shared host speed moves from one second to the next, and a median over more of them
+moves less."""
 MOVED, ATTEMPTS = 0.25, 2
 
 

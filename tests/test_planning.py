@@ -256,6 +256,13 @@ def test_ranks_that_are_slower_than_larger_ones_do_not_lead_astray(
     assert all(index not in wrong for index, (_, wrong) in zip(found.chosen, curves, strict=True))
     # Some of these keep HiGHS busy for a minute: its bound is below the optimum, and near it at once.
     assert exact.bound - 1e-9 <= exact.loss <= found.loss <= 1.03 * exact.bound
+    clean = [[o for i, o in enumerate(options) if i not in wrong] for options, wrong in curves]
+    without = solve_exactly(clean, [budget_ms], timeout_s=10)
+    # One optimum lies between both bounds and both losses, which are equal where HiGHS has proven them.
+    assert max(exact.bound, without.bound) <= min(exact.loss, without.loss) * (1 + 1e-6)
+    assert exact.loss == pytest.approx(
+        without.loss, rel=max(1e-6, 1 - min(exact.bound, without.bound) / exact.loss)
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
