@@ -114,8 +114,8 @@ TINY = {
 """To see that a benchmark runs from end to end: nobody asks for their numbers."""
 TRAIN, VALIDATION, TEST = 10_000, 1_000, 2_000
 PATIENT = MeasuringProtocol(rounds=40, run_s=20.0, drift_limit=0.08)
-"""Longer than the default: on a shared host speed moves from one second to the next, and a median over more of them
-moves less."""
+"""Longer than the default: on a shared host speed moves from one second to the next, and a median over more
+seconds moves less."""
 MOVED, ATTEMPTS = 0.25, 2
 
 
