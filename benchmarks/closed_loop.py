@@ -141,17 +141,24 @@ def trained(name: str, source: str, folder: Path, epochs: int | None) -> Run:
 
 
 def planned(
-    run: Run, table: LatencyTable, losses: Sensitivity, shares: Sequence[float], *, least_ratio: float = 0.0
+    run: Run,
+    table: LatencyTable,
+    losses: Sensitivity,
+    shares: Sequence[float],
+    *,
+    least_ratio: float = 0.0,
+    elastic: bool = False,
 ) -> list[RankPlan]:
     """Plans of budgets in ms that are these shares of the way, by ratio, from the fastest plan to dense.
 
-    Where dense is less than `least_ratio` times the fastest, the way ends there instead.
+    Where dense is less than `least_ratio` times the fastest, the way ends there instead. `elastic` plans can share
+    one file.
     """
     low = reachable_ms(run.network, table, losses) * 1.12
     high = max(table.predict_ms(run.network, {}), least_ratio * low)
     budgets = [float(f"{low * (high / low) ** share:.5g}") for share in shares]
     clear_plans(run)
-    return plan_run(run, table, losses, budgets)
+    return plan_run(run, table, losses, budgets, elastic=elastic)
 
 
 def uniform(run: Run, table: LatencyTable, limit_ms: float) -> dict[str, Rank] | None:

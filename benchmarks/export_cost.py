@@ -95,10 +95,10 @@ def exported(name: str, runtime_name: str, precision: Precision | None, folder: 
 
 
 def measured(name: str, runtime: str, kind: str) -> dict[str, Any]:
-    """One export in a fresh process: `seconds` are from its start to its end, Python's and torch's own included.
+    """One export in a fresh process: `export_s` are the seconds of the call, with all that it imports first.
 
-    `export_s` are those of the call alone, `cpu_s` processor seconds of the whole process, and `load` is how many
-    processes wanted to run meanwhile.
+    `process_s` are from the start of the process to its end, Python's and torch's own included, `cpu_s` processor
+    seconds of all of it, and `load` is how many processes wanted to run meanwhile.
     """
     row = {"network": name, "runtime": runtime, "kind": kind}
     before, begin = os.getloadavg()[0], time.perf_counter()
@@ -113,10 +113,10 @@ def measured(name: str, runtime: str, kind: str) -> dict[str, Any]:
         return {**row, **found}
     return {
         **row,
-        "seconds": round(seconds, 2),
         **found,
+        "process_s": round(seconds, 2),
         "load": round((before + os.getloadavg()[0]) / 2, 1),
-        "kept": {"seconds": seconds <= MOST_SECONDS, "peak_mib": found["peak_mib"] <= MOST_MIB},
+        "kept": {"export_s": found["export_s"] <= MOST_SECONDS, "peak_mib": found["peak_mib"] <= MOST_MIB},
     }
 
 

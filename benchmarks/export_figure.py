@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.export_cost import MOST_MIB, MOST_SECONDS
 from maestro_edge.runtimes import RUNTIMES
 
-MARKERS = {"dense": "s", "plan": "o", "entry": "x", "uniform": "D", "uniform entry": "+"}
+MARKERS = {"dense": "s", "plan": "o", "entry": "x"}
 MOST_BYTES, MOST_TIME = 1.02, 1.05
 """What an elastic file should have at most of its largest plan alone, and an entry take of its plan alone."""
 
@@ -29,7 +29,7 @@ def draw(cases: Sequence[Mapping[str, Any]], costs: Sequence[Mapping[str, Any]],
         _draw_case(figure.add_subplot(grid[row, 2 * column : 2 * column + 2]), case)
     half = max(2, len(places))
     _draw_elastic(figure.add_subplot(grid[-1, :half]), cases)
-    known = [row for row in costs if "seconds" in row]
+    known = [row for row in costs if "export_s" in row]
     if known:
         _draw_costs(figure.add_subplot(grid[-1, half:]), known)
     figure.tight_layout()
@@ -60,10 +60,7 @@ def _draw_case(panel: Any, case: Mapping[str, Any]) -> None:
 
 def _draw_elastic(panel: Any, cases: Sequence[Mapping[str, Any]]) -> None:
     found = [
-        (f"{case['network']}\n{case['on']}\n{kind}", each)
-        for case in cases
-        for kind, each in case["elastic"].items()
-        if each is not None
+        (f"{case['network']}\n{case['on']}", case["elastic"]) for case in cases if case["elastic"] is not None
     ]
     for place, (_, each) in enumerate(found):
         ratios = [*each["p50_over_alone"].values()]
@@ -80,11 +77,11 @@ def _draw_costs(panel: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     for number, network in enumerate(dict.fromkeys(row["network"] for row in rows)):
         for runtime, marker in zip(RUNTIMES, "osx^", strict=True):
             own = [row for row in rows if (row["network"], row["runtime"]) == (network, runtime)]
-            points = [(row["seconds"], row["peak_mib"]) for row in own]
+            points = [(row["export_s"], row["peak_mib"]) for row in own]
             if points:
                 panel.plot(*zip(*points, strict=True), marker, color=f"C{number}", label=f"{network}, {runtime}")
     panel.axvline(MOST_SECONDS, color="0.4", lw=1, ls="--")
     panel.axhline(MOST_MIB, color="0.4", lw=1, ls="--")
-    panel.set(title="each export in a fresh process", xlabel="seconds", ylabel="peak MiB")
+    panel.set(title="each export in a fresh process", xlabel="seconds of the call", ylabel="peak MiB")
     panel.set(xlim=(0, None), ylim=(0, None))
     panel.legend(fontsize=6, loc="lower right", ncols=2)

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.export_cost import uniform
 from maestro_edge.errors import ExportError
 from maestro_edge.recipes.run import Run
 from maestro_edge.recipes.variants import export_entries, export_variant
-from maestro_edge.runtimes import Runtime, export, export_elastic, size_bytes
+from maestro_edge.runtimes import Runtime
 from maestro_edge.runtimes.jobs import with_entry
 from maestro_edge.values import Precision, RankPlan, Variant
 
@@ -61,25 +60,3 @@ def exported(
         except ExportError as error:
             left_out[f"elastic file {precision}"] = str(error)
     return found, left_out
-
-
-def exported_uniform(run: Run, runtime: Runtime) -> list[Candidate]:
-    """No layer is dense in one and a pair in another, so that an elastic file can share what weighs."""
-    samples, files = run.data.normalise(run.data.validation.inputs[:8]), run.folder / "files"
-    ranks = uniform(run.network)
-    models = {name: run.variant(each) for name, each in ranks.items()}
-    together = files / f"{runtime.name}-uniform{runtime.suffix}"
-    export_elastic(models, samples, together, runtime)
-    found = []
-    for name, model in models.items():
-        alone = files / f"{runtime.name}-uniform-{name}{runtime.suffix}"
-        export(model, samples, alone, runtime)
-        params = sum(parameter.numel() for parameter in model.parameters())
-        about = run.score(model, run.data.test).top1, params, run.network.macs(ranks[name])
-        entries = {
-            "uniform": with_entry(alone, _ALONE.get(runtime.name)),
-            "uniform entry": with_entry(together, name),
-        }
-        for (kind, path), file in zip(entries.items(), (alone, together), strict=True):
-            found.append(Candidate(kind, name, "fp32", path, size_bytes(file), *about))
-    return found

@@ -7,9 +7,9 @@
 CIFAR10 is cifar10-jpeg.tar or the folder of Python batches. Networks are trained as closed_loop.py does it, and
 kept in --work, its folder. For each network and runtime three plans are made on this machine's table. Dense and
 plans are exported alone, in fp32 and in the network's int8 (static, of the transformer dynamic), and the plans
-once more as entries of an elastic file. A layer that is dense in one plan and a pair in another is stored twice
-there; so there is an elastic file too of the network at three shares of every layer's break-even rank (`uniform`).
-The browser, headless Chromium (chromium.py says what it needs), gets the files of LiteRT.
+once more as entries of an elastic file. So they are planned to share it (`plan --elastic`); `free_plans` has what
+plans of the same budgets that need not share reach. The browser, headless Chromium (chromium.py says what it
+needs), gets the files of LiteRT.
 
 All candidates of a runtime are timed interleaved in one run, on one thread; ratios are to the dense fp32 file.
 Load and first run are medians of fresh processes (cold_start.py), in the browser of pages that were just opened;
@@ -39,14 +39,13 @@ import numpy as np
 import torch
 
 from benchmarks.chromium import open_browser
-from benchmarks.closed_loop import NETWORKS, TINY, planned, trained
+from benchmarks.closed_loop import NETWORKS, TINY, accuracy, planned, trained
 from benchmarks.cold_start import start_cold
 from benchmarks.export_cost import LARGE, measured
 from benchmarks.export_figure import MOST_BYTES, MOST_TIME, draw
-from benchmarks.export_files import Candidate, exported, exported_uniform
+from benchmarks.export_files import Candidate, exported
 from benchmarks.nested_accuracy import RESULTS
 from maestro_edge.devices import Device, LocalDevice
-from maestro_edge.errors import ExportError
 from maestro_edge.profiling import Conditions, measure_calmly
 from maestro_edge.recipes.plans import sensitivity_of
 from maestro_edge.recipes.run import Run
@@ -61,8 +60,6 @@ LEAST_RATIO = 1.3
 STARTS = 3
 ON = {"executorch": "executorch", "litert": "litert", "browser": "litert"}
 """Where files run, and whose they are."""
-ENTRIES = {"plan": "entry", "uniform": "uniform entry"}
-"""What is exported alone, and the same as entries of one file."""
 _CONTROL = "dense dense fp32"
 
 
@@ -113,12 +110,10 @@ def run_case(run: Run, where: str, profiles: Path, protocol: MeasuringProtocol, 
     runtime, local = load(ON[where]), LocalDevice()
     table = table_of(run, runtime, local, profiles=profiles, protocol=protocol)
     local.close()
-    plans = planned(run, table, sensitivity_of(run, [table]), SHARES, least_ratio=LEAST_RATIO)
+    losses = sensitivity_of(run, [table])
+    free = planned(run, table, losses, SHARES, least_ratio=LEAST_RATIO)
+    plans = planned(run, table, losses, SHARES, least_ratio=LEAST_RATIO, elastic=True)
     candidates, left_out = exported(run, runtime, plans, INT8.get(run.folder.name, "int8-dynamic"))
-    try:
-        candidates += exported_uniform(run, runtime)
-    except ExportError as error:
-        left_out["uniform fp32"] = str(error)
     cold: dict[str, list[Start]] = {}
     with started(run, where, runtime, candidates[0].path) as (device, start):
         for each in candidates:
@@ -140,7 +135,11 @@ def run_case(run: Run, where: str, profiles: Path, protocol: MeasuringProtocol, 
         "planned_on": table.title,
         "starts": starts,
         "test_images": len(run.data.test),
-        "elastic": {kind: elastic(rows, kind) for kind in ("plan", "uniform")},
+        "elastic": elastic(rows),
+        "free_plans": {
+            each.tag: {"top1": accuracy(run, each.ranks), "predicted_ms": round(each.predicted_ms, 4)}
+            for each in free
+        },
         "left_out": left_out,
         "candidates": rows,
     }
@@ -169,10 +168,10 @@ def _row(
     }
 
 
-def elastic(rows: Sequence[Mapping[str, Any]], kind: str) -> dict[str, Any] | None:
-    """The elastic file of plans, or of uniform shares, beside each of them alone; None where there is none."""
-    alone = {row["plan"]: row for row in rows if (row["kind"], row["precision"]) == (kind, "fp32")}
-    entries = {row["plan"]: row for row in rows if row["kind"] == ENTRIES[kind]}
+def elastic(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The elastic file of the plans beside each of them alone; None where there is none."""
+    alone = {row["plan"]: row for row in rows if (row["kind"], row["precision"]) == ("plan", "fp32")}
+    entries = {row["plan"]: row for row in rows if row["kind"] == "entry"}
     both = [plan for plan in alone if plan in entries]
     if not both:
         return None

@@ -45,13 +45,19 @@ SIDEWAYS = {
 """Runtimes measure on devices, the terminal lists those, the command line calls recipes: all else is apart."""
 
 OWNERS = {
-    "executorch": {"runtimes/executorch.py", "runtimes/pte.py", "runtimes/runner.py"},
+    "executorch": {
+        "runtimes/executorch.py",
+        "runtimes/elastic_executorch.py",
+        "runtimes/pte.py",
+        "runtimes/runner.py",
+        "runtimes/xnnpack.py",
+    },
     "litert_torch": {"runtimes/litert.py"},
     "ai_edge_litert": {"runtimes/tflite.py", "runtimes/delegation.py", "runtimes/runner.py"},
     "tflite_runtime": {"runtimes/runner.py"},
     "ai_edge_quantizer": {"runtimes/litert.py"},
     "torchao": {"runtimes/executorch.py"},
-    "flatbuffers": {"runtimes/tflite.py"},
+    "flatbuffers": {"runtimes/tflite.py", "runtimes/flatbuffer.py"},
     "coremltools": {"runtimes/mil.py"},
     "onnx": {"runtimes/onnx_graph.py"},
     "onnxruntime": {"runtimes/onnx.py", "runtimes/runner.py"},

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from maestro_edge.errors import BudgetError, TableError
 from maestro_edge.planning import (
     account,
+    dense_in_all,
     least_together,
     plan,
     plan_downwards,
@@ -260,6 +261,59 @@ def test_plans_can_stand_on_one_share_of_all_ranks(
         assert item.least_charge == plan(of, table, losses, budget, margin=0).least_charge
         for other, above in zip(budgets, floors, strict=True):
             assert budget > other or all(order(rank) <= order(above[name]) for name, rank in floor.items())
+
+
+def pairs_of(item: RankPlan) -> set[str]:
+    return {name for name, rank in item.ranks.items() if rank != DENSE}
+
+
+@settings(deadline=None, max_examples=60)
+@given(problem=problems(least_rise=-0.1), shares=st.lists(st.floats(0, 1.2), min_size=1, max_size=5))
+def test_plans_can_agree_on_which_layers_are_pairs(
+    problem: tuple[Network, LatencyTable, Sensitivity], shares: Sequence[float]
+) -> None:
+    """However many budgets: every one that can be kept alone is kept, nested, in the forms that were chosen."""
+    of, table, losses = problem
+    budgets = spread(problem, shares)
+    assume(all(budget > 0 for budget in budgets))
+
+    dense = dense_in_all(of, table, losses, budgets, margin=0)
+    made = plan_nested(of, table, losses, budgets, margin=0, dense=dense)
+
+    for budget, item in zip(budgets, made, strict=True):
+        assert item.predicted_ms <= budget * (1 + 1e-9)
+        assert {layer.name for layer in of.ordered} - pairs_of(item) == dense
+        assert all(
+            budget > other or never_lower(item, larger) for other, larger in zip(budgets, made, strict=True)
+        )
+
+
+@settings(deadline=None, max_examples=40)
+@given(problem=problems(least_rise=-0.1), shares=st.tuples(st.floats(0, 0.6), st.floats(0.6, 1.2)))
+def test_the_forms_are_those_in_which_nested_plans_lose_least(
+    problem: tuple[Network, LatencyTable, Sensitivity], shares: tuple[float, float]
+) -> None:
+    """As trying all pairs of nested plans finds."""
+    of, table, losses = problem
+    small, large = spread(problem, shares)
+    assume(small > 0)
+
+    found = dense_in_all(of, table, losses, [large, small], margin=0, exact=True)
+
+    names = [layer.name for layer in of.ordered]
+    ways = []
+    for layer in of.ordered:
+        dense_ms = table.row(layer.spec, DENSE).ms
+        ranks = [rank for rank in (4, 8, 16) if table.row(layer.spec, rank).ms < dense_ms]
+        ways.append([(DENSE, DENSE), *itertools.combinations_with_replacement(ranks, 2)])
+    least: dict[frozenset[str], float] = {}
+    for way in itertools.product(*ways):
+        plans = [dict(zip(names, ranks, strict=True)) for ranks in zip(*way, strict=True)]
+        if all(table.predict_ms(of, each) <= ms for each, ms in zip(plans, (small, large), strict=True)):
+            dense = frozenset(name for name in names if plans[0][name] == DENSE)
+            loss = sum(losses.charge(name, rank) for each in plans for name, rank in each.items())
+            least[dense] = min(loss, least.get(dense, math.inf))
+    assert least[found] <= min(least.values()) + 1e-6
 
 
 def lossy(item: RankPlan, loss: float) -> RankPlan:

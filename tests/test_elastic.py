@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -16,10 +16,12 @@ from maestro_edge.errors import DeviceError, ExportError
 from maestro_edge.ordered import cut, order
 from maestro_edge.runtimes import MeasuringProtocol, load, size_bytes
 from maestro_edge.runtimes.elastic import entry_name, export_elastic, owners
+from maestro_edge.runtimes.flatbuffer import pack
 from maestro_edge.runtimes.jobs import of_entry, with_entry
 from maestro_edge.runtimes.norms import fold_norms
+from maestro_edge.runtimes.tflite import libraries, write_layer
 from maestro_edge.training import recalibrate
-from maestro_edge.values import Rank
+from maestro_edge.values import LayerSpec, Rank
 from tests.conftest import outputs_of
 
 ELASTIC = ("executorch", "litert")
@@ -107,10 +109,46 @@ def test_weights_are_stored_once(elastic: tuple[str, Path], models: dict[str, nn
     beyond = size_bytes(path) - size_bytes(tmp_path / f"half{runtime.suffix}")
 
     first_pair = 4 * 16 * (9 * 64 + 64)  # the largest plan holds this layer dense
-    small_columns = 4 * 64 * (8 + 8)  # second layers of convolutions, where a format cannot share them
     weights = 4 * sum(parameter.numel() for parameter in models["half"].parameters())
     description = size_bytes(tmp_path / f"half{runtime.suffix}") - weights
-    assert first_pair < beyond < first_pair + small_columns * (name == "executorch") + 3 * description
+    assert first_pair < beyond < first_pair + 3 * description
+
+
+class Wide(nn.Module):
+    """A convolution, one of width 1 and a Linear of many channels: (N, 3, 4, 4) → (N, 5)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 192, 1)
+        self.conv = nn.Conv2d(192, 192, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(192)
+        self.point = nn.Conv2d(192, 192, 1)
+        self.hidden = nn.Linear(192, 512)
+        self.head = nn.Linear(512, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.conv(torch.relu(self.stem(x)))))
+        logits: Tensor = self.head(torch.relu(self.hidden(self.point(x).mean((2, 3)))))
+        return logits
+
+
+@pytest.mark.parametrize("name", ELASTIC)
+def test_plans_that_agree_on_forms_take_the_bytes_of_the_largest(name: str, tmp_path: Path) -> None:
+    """Within 2 %, whatever the kind of layer, and with the numbers of each plan."""
+    torch.manual_seed(0)
+    runtime, images = load(name), torch.randn(4, 3, 4, 4)
+    ordered = order(recalibrate(Wide(), [images]).eval(), where=["conv", "point", "hidden"])
+    shares: dict[str, dict[str, Rank]] = {
+        f"r{rank}": {"conv": rank, "point": rank // 2, "hidden": rank} for rank in (32, 64, 128)
+    }
+    plans = {entry: recalibrate(cut(ordered, ranks), [images]).eval() for entry, ranks in shares.items()}
+    together, alone = tmp_path / f"all{runtime.suffix}", tmp_path / f"alone{runtime.suffix}"
+
+    agreements = export_elastic(plans, images, together, runtime)
+    runtime.export(plans["r128"], (images[:1],), alone)
+
+    assert size_bytes(together) <= 1.02 * size_bytes(alone)
+    assert all(found.max_abs_error < 1e-4 for found in agreements.values())
 
 
 def test_entries_are_timed_side_by_side(elastic: tuple[str, Path], models: dict[str, nn.Module]) -> None:
@@ -190,3 +228,38 @@ def test_what_cannot_be_elastic_is_refused(
         export_elastic({name: models["r8"]}, samples(2), tmp_path / "x", load(runtime), precision=precision)  # type: ignore[arg-type]
 
     assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
+
+
+def told(value: object) -> object:
+    """All that an object of flatc's object API holds."""
+    if isinstance(value, list | tuple | np.ndarray):
+        return [told(each) for each in value]
+    return {name: told(each) for name, each in vars(value).items()} if hasattr(value, "__dict__") else value
+
+
+@settings(deadline=None, max_examples=20)
+@given(ranks=st.lists(st.sampled_from([4, 8, 16]), min_size=1, max_size=4), bias=st.booleans())
+def test_what_is_equal_stands_once_and_reads_the_same(ranks: list[int], bias: bool) -> None:
+    """Subgraphs of one or of several ranks: as any flatbuffer is read, and equal ones cost next to nothing."""
+    schema, flatbuffers = libraries()
+    spec = LayerSpec(kind="linear", in_channels=24, out_channels=16, bias=bias)
+    models = [
+        schema.ModelT.InitFromObj(schema.Model.GetRootAs(write_layer(spec, rank), 0))
+        for rank in (ranks[0], *ranks)
+    ]
+    model = models[0]
+    model.subgraphs = [each.subgraphs[0] for each in models]
+    plain = flatbuffers.Builder(0)
+    plain.Finish(model.Pack(plain), b"TFL3")
+
+    packed = pack(model, b"TFL3")
+
+    assert told(schema.ModelT.InitFromObj(schema.Model.GetRootAs(packed, 0))) == told(
+        schema.ModelT.InitFromObj(schema.Model.GetRootAs(bytes(plain.Output()), 0))
+    )
+    assert len(packed) < len(plain.Output())
+    sizes = []
+    for count in (9, 18):
+        model.subgraphs = [each.subgraphs[0] for each in models[:1]] * count
+        sizes.append(len(pack(model, b"TFL3")))
+    assert sizes[1] - sizes[0] <= 4 * 9 + 4, "a graph that is there already costs a pointer"

@@ -33,7 +33,17 @@ from maestro_edge.runtimes import MeasuringProtocol, digest
 from maestro_edge.runtimes.jobs import of_entry
 from maestro_edge.runtimes.protocol import Array
 from maestro_edge.training import AlternatingSampler, ChainSampler, TrainSettings
-from maestro_edge.values import Budget, Cut, LatencyTable, Manifest, Promise, Quantity, Sensitivity
+from maestro_edge.values import (
+    Budget,
+    Cut,
+    LatencyTable,
+    Manifest,
+    Precision,
+    Promise,
+    Quantity,
+    Rank,
+    Sensitivity,
+)
 from tests.conftest import FakeRuntime
 
 PROTOCOL = MeasuringProtocol(pause_s=0)
@@ -583,6 +593,43 @@ def test_plans_in_one_file_are_measured_and_planned_again_there(exported: Planne
         "labels.txt",
         "manifest.json",
     ]
+
+
+def dense_in(ranks: Mapping[str, Rank]) -> set[str]:
+    return {name for name, rank in ranks.items() if rank == "dense"}
+
+
+def test_plans_for_one_file_agree_on_forms_and_still_do_when_planned_again(exported: Planned) -> None:
+    """Every layer is dense in all of them or in none; plans that do not agree are told what they cost."""
+    run, runtime = exported.run, Elastic(exported.runtime)
+    given = run, exported.table, exported.sensitivity, exported.budgets
+    apart = {frozenset(dense_in(item.ranks)) for item in exported.plans}
+    _, doubled = export_run(run, exported.device, [runtime], elastic=True)
+    plans = plan_run(*given, elastic=True)
+    _, single = export_run(run, exported.device, [runtime], elastic=True)
+    runtime.slowdown = 1.12
+
+    manifest, log = verify_run(run, runtime, exported.device, profiles=exported.profiles, protocol=PROTOCOL)
+
+    count = len(frozenset.union(*apart) - frozenset.intersection(*apart))
+    assert count and single == [] and len(doubled) == 1
+    assert f"holds {count} layers both dense and as pairs: plan with --elastic" in doubled[0]
+    assert any("planned again" in line for line in log)
+    planned = [variant.ranks for variant in manifest.variants if variant.is_planned]
+    assert len({frozenset(dense_in(ranks)) for ranks in (*(item.ranks for item in plans), *planned)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("nested", "precision", "what"), [(False, "fp32", "not nested"), (True, "mixed", "in mixed")]
+)
+def test_plans_that_could_share_no_weights_are_refused(
+    planned: Planned, nested: bool, precision: Precision, what: str
+) -> None:
+    """Before anything is evaluated."""
+    table = planned.table.model_copy(update={"precision": precision})
+
+    with pytest.raises(BudgetError, match=f"plans {what} share no weights: plan without --elastic"):
+        best_plans(planned.run, table, planned.sensitivity, planned.budgets, nested=nested, elastic=True)
 
 
 def test_plans_in_one_file_are_exported_once(exported: Planned) -> None:

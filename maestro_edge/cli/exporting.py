@@ -19,6 +19,7 @@ from maestro_edge.cli.options import (
     BudgetP90,
     BudgetParams,
     DeviceName,
+    Elastic,
     OwnModel,
     Precisions,
     Profiles,
@@ -137,6 +138,7 @@ def deploy(
     threads: Threads = 1,
     precision: Precisions = None,
     exact: Annotated[bool, typer.Option("--exact", help="Solve exactly (HiGHS) instead of greedily.")] = False,
+    elastic: Elastic = False,
     rounds: Rounds = 5,
     model: OwnModel = None,
 ) -> None:
@@ -172,9 +174,9 @@ def deploy(
         clear_plans(opened)
         for table in tables:
             log += table.doubts(opened.network)
-            for made in plan_run(opened, table, sensitivity, budgets, exact=exact):
+            for made in plan_run(opened, table, sensitivity, budgets, exact=exact, elastic=elastic):
                 log += made.hints()
-        log += export_run(opened, connected, runtimes, progress=step("export"))[1]
+        log += export_run(opened, connected, runtimes, elastic=elastic, progress=step("export"))[1]
         for item in runtimes:
             log += _verify_on(opened, item, connected, profiles, protocol, rounds, step)
     _print_verified(opened, log)

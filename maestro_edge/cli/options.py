@@ -43,6 +43,12 @@ Precisions = Annotated[
         "Core ML palettised-6bit, int4-weights; repeat it to have plans in each. [default: fp32]",
     ),
 ]
+Elastic = Annotated[
+    bool,
+    typer.Option(
+        "--elastic", help="Plans whose weights one file holds once: each layer dense in all, or in none."
+    ),
+]
 Rounds = Annotated[int, typer.Option(min=1, max=5, help="Measurements at most; with 1 nothing is planned again.")]
 Seed = Annotated[int, typer.Option(help="Seeds data split, weights and sampling.")]
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Epochs of nested training.")]

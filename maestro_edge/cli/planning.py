@@ -18,6 +18,7 @@ from maestro_edge.cli.options import (
     BudgetP90,
     BudgetParams,
     DeviceName,
+    Elastic,
     OwnModel,
     Precisions,
     Profiles,
@@ -50,6 +51,7 @@ def plan(
     nested: Annotated[
         bool, typer.Option(help="Larger budgets never lower a layer's rank; without, each plan is by itself.")
     ] = True,
+    elastic: Elastic = False,
     device: DeviceName = "local",
     profiles: Profiles = Path("profiles"),
     threads: Threads = 1,
@@ -78,7 +80,7 @@ def plan(
     for table in tables:
         for doubt in table.doubts(opened.network):
             console().print(f"[yellow]{doubt}[/yellow]")
-        for made in plan_run(opened, table, sensitivity, budgets, nested=nested, exact=exact):
+        for made in plan_run(opened, table, sensitivity, budgets, nested=nested, exact=exact, elastic=elastic):
             for hint in made.hints():
                 console().print(f"[yellow]{hint}[/yellow]")
             console().print(plan_table(made))

@@ -4,6 +4,7 @@ from maestro_edge.planning.budgets import account
 from maestro_edge.planning.chain import chain
 from maestro_edge.planning.exact import solve_exactly
 from maestro_edge.planning.fleet import Shared, plan_fleet
+from maestro_edge.planning.forms import dense_in_all
 from maestro_edge.planning.greedy import Option, Solution, solve
 from maestro_edge.planning.interaction import Interaction, corrected, measure_interaction
 from maestro_edge.planning.plan import least_together, plan, plan_downwards, plan_nested, reachable_ms, within
@@ -20,6 +21,7 @@ __all__ = [
     "account",
     "chain",
     "corrected",
+    "dense_in_all",
     "least_together",
     "measure_interaction",
     "measure_sensitivity",

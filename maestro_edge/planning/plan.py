@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 
@@ -24,6 +24,7 @@ def plan(
     margin: Margin | None = None,
     exact: bool = False,
     gauge: GaugeRanks | None = None,
+    dense: Collection[str] | None = None,
     at_least: Sequence[Mapping[str, Rank]] = (),
     at_most: Sequence[Mapping[str, Rank]] = (),
 ) -> RankPlan:
@@ -33,14 +34,15 @@ def plan(
     prediction; where it is not given, that of `default_margin`. The greedy solver chooses, or the `exact` one;
     either way the plan tells how far from the optimum it is at most. `gauge` tells at which ranks each layer may
     take its gauge form (see ordered.gauge_ranks()): where the table has a time for it, below those of the pair and
-    of the dense layer, that is one more option, of equal loss. `at_least` and `at_most` bound the rank of every
-    layer by those of smaller and of larger plans.
+    of the dense layer, that is one more option, of equal loss. `dense` names the layers that stay dense, and makes
+    pairs of all others (see dense_in_all()). `at_least` and `at_most` bound the rank of every layer by those of
+    smaller and of larger plans.
 
     Raises:
         BudgetError: a budget is not positive, or out of reach: what can be reached, and what binds, is named.
         TableError: the tables are of another network, hold a time that is none, or not the quantity asked for.
     """
-    problem = Problem.of(network, table, sensitivity, budgets, margin, gauge)
+    problem = Problem.of(network, table, sensitivity, budgets, margin, gauge, dense)
     if at_least or at_most:
         return problem.plan_between(at_least, at_most, exact=exact)
     return problem.plan(exact=exact)
@@ -55,19 +57,20 @@ def plan_nested(
     margin: Margin | None = None,
     exact: bool = False,
     gauge: GaugeRanks | None = None,
+    dense: Collection[str] | None = None,
     floors: Sequence[Mapping[str, Rank]] | None = None,
 ) -> tuple[RankPlan, ...]:
     """plan() for each of `budgets`, in which no layer's rank is lower where all budgets are larger.
 
     Nested plans share their weights: one file can hold several. They are made from the smallest up, or from the
     largest down where that loses less in all. Budgets of which neither is the larger are not held to each other.
-    `floors` are ranks that each plan does not go below, such as uniform_ranks().
+    `floors` are ranks that each plan does not go below, such as uniform_ranks(). `dense` as in plan().
 
     Raises:
         BudgetError: as plan(), or several quantities are bounded in such a way that no nested choice was found.
         TableError: as plan().
     """
-    problems = [Problem.of(network, table, sensitivity, each, margin, gauge) for each in budgets]
+    problems = [Problem.of(network, table, sensitivity, each, margin, gauge, dense) for each in budgets]
     free = [problem.plan(exact=exact) for problem in problems]
     held, single = problems, free
     if floors is not None:
@@ -96,18 +99,19 @@ def plan_downwards(
     tried: Callable[[RankPlan], RankPlan],
     exact: bool = False,
     gauge: GaugeRanks | None = None,
+    dense: Collection[str] | None = None,
 ) -> list[RankPlan]:
     """Nested plans from the largest budget down, each the one of two that loses less under the plan before.
 
     One of the two may have any ranks, the other goes nowhere below its floor, as far as the plan before does not.
     `tried` gives a plan its `measured_loss`. Empty where budgets are not each within the next, or where no plan
-    under the one before keeps a budget.
+    under the one before keeps a budget. `dense` as in plan().
 
     Raises:
         BudgetError: a budget is not positive.
         TableError: as plan().
     """
-    problems = [Problem.of(network, table, sensitivity, each, None, gauge) for each in budgets]
+    problems = [Problem.of(network, table, sensitivity, each, None, gauge, dense) for each in budgets]
     order, in_line = _rising([problem.budgets for problem in problems])
     if not in_line:
         return []

@@ -63,7 +63,9 @@ class Problem:
         budgets: Budgets,
         margin: Margin | None,
         gauge: GaugeRanks | None,
+        dense: Collection[str] | None = None,
     ) -> Problem:
+        """`dense` names the layers that stay so; all others then are pairs. Raises as plan()."""
         checked = check_budgets(budgets)
         if sensitivity.network != network.fingerprint:
             raise TableError(f"the sensitivity table is of another network than {network.name}: measure it again")
@@ -78,7 +80,10 @@ class Problem:
             checked,
             margins,
             tuple(account(budget.quantity, network, table) for budget in checked),
-            {layer.name: choices_of(layer, table, sensitivity, gauge) for layer in network.ordered},
+            {
+                layer.name: _of_one_form(choices_of(layer, table, sensitivity, gauge), layer, dense)
+                for layer in network.ordered
+            },
         )
 
     @property
@@ -286,3 +291,12 @@ def choices_of(
             found.append((layer.spec.gauged, rank))
     rounded = sensitivity.int8.get(layer.name, {})
     return found + [(layer.spec.quantised, rank) for rank in table.int8_ranks(layer.spec) if rank in rounded]
+
+
+def _of_one_form(choices: list[Choice], layer: Layer, dense: Collection[str] | None) -> list[Choice]:
+    """All of them where `dense` is None; else dense alone for the layers it names, and pairs alone for others."""
+    if dense is None:
+        return choices
+    stock = [choice for choice in choices if choice[0] == layer.spec]
+    pairs = [] if layer.name in dense else [choice for choice in stock if choice[1] != DENSE]
+    return pairs or [choice for choice in stock if choice[1] == DENSE]

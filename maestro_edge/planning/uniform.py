@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from maestro_edge.planning.problem import Budgets, Choice, GaugeRanks, Margin, Problem, height
 from maestro_edge.values import LatencyTable, Network, Rank, Sensitivity
@@ -18,17 +18,18 @@ def uniform_ranks(
     *,
     margin: Margin | None = None,
     gauge: GaugeRanks | None = None,
+    dense: Collection[str] | None = None,
 ) -> dict[str, Rank]:
     """Every layer's largest rank within one share of its full rank, the share as large as `budgets` allow.
 
     Training makes cuts of all layers together good, which sums of single cuts cannot tell: such ranks may lose
     less than those of a plan. Those of a smaller budget are never above those of a larger one. Where no share
-    keeps the budgets, the smallest ranks, under which is nothing.
+    keeps the budgets, the smallest ranks, under which is nothing. `dense` as in plan().
 
     Raises:
         BudgetError, TableError: as plan().
     """
-    problem = Problem.of(network, table, sensitivity, budgets, margin, gauge)
+    problem = Problem.of(network, table, sensitivity, budgets, margin, gauge, dense)
     full = {layer.name: layer.spec.full_rank for layer in network.ordered}
     heights = {
         min(height(rank), full[name]) / full[name] for name, found in problem.choices.items() for _, rank in found

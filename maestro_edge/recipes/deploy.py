@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from maestro_edge.devices import Device
@@ -16,6 +17,7 @@ from maestro_edge.recipes.variants import export_entries, export_variants
 from maestro_edge.runtimes import MeasuringProtocol, Runtime, digest
 from maestro_edge.runtimes.jobs import with_entry
 from maestro_edge.values import (
+    DENSE,
     LatencyTable,
     Manifest,
     MeasuredMs,
@@ -275,7 +277,18 @@ def _replanned(
     small = [ranks[each.name] for each in kept if within(each.budgets, variant.budgets)]
     large = [ranks[each.name] for each in kept if within(variant.budgets, each.budgets)]
     given, gauge = (run.network, table, sensitivity, variant.budgets), run.gauge_ranks(table)
+    dense = _dense_in_file(manifest, variant)
+    if dense is not None:
+        with suppress(BudgetError):  # what the others in its file share, at any rank first where it must be
+            return plan(*given, margin=margins, dense=dense, at_least=small, at_most=large)
     try:
         return plan(*given, margin=margins, gauge=gauge, at_least=small, at_most=large)
     except BudgetError:
         return plan(*given, margin=margins, gauge=gauge)
+
+
+def _dense_in_file(manifest: Manifest, variant: Variant) -> frozenset[str] | None:
+    """The layers that are dense in the variant's file, where its entries agree in that; else None."""
+    entries = [each for each in manifest.variants if variant.entry and each.file == variant.file]
+    dense = {frozenset(name for name, rank in each.ranks.items() if rank == DENSE) for each in entries}
+    return dense.pop() if len(dense) == 1 else None

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from maestro_edge.errors import BudgetError
 from maestro_edge.planning import (
     Budgets,
     Shared,
     corrected,
+    dense_in_all,
     least_together,
     measure_interaction,
     measure_sensitivity,
@@ -47,9 +50,10 @@ def plan_run(
     *,
     nested: bool = True,
     exact: bool = False,
+    elastic: bool = False,
 ) -> list[RankPlan]:
     """best_plans(), saved; none is when one cannot be made."""
-    plans = best_plans(run, table, sensitivity, budgets, nested=nested, exact=exact)
+    plans = best_plans(run, table, sensitivity, budgets, nested=nested, exact=exact, elastic=elastic)
     for item in plans:
         item.save(run.folder / "plans" / f"{item.name}.json")
     return plans
@@ -63,18 +67,25 @@ def best_plans(
     *,
     nested: bool = True,
     exact: bool = False,
+    elastic: bool = False,
 ) -> list[RankPlan]:
     """A plan for every budget (a number in ms, or several of one plan) on a table.
 
     What a plan's layers lose together is measured on validation inputs. Sensitivities that were corrected by that
     make a second set of plans, and plans that are nowhere below uniform_ranks() a third. A fourth goes from the
     largest budget down and takes the better of both ways under the plan before. Of all least_together() are
-    returned.
+    returned. `elastic` plans share all their weights: they are nested, and every layer is dense in all of them or
+    a pair in all of them.
 
     Raises:
-        BudgetError, TableError: as plan() and plan_nested().
+        BudgetError, TableError: as plan(), plan_nested() and dense_in_all().
     """
-    gauge = run.gauge_ranks(table)
+    if elastic and (table.precision != "fp32" or not nested):
+        what = f"in {table.precision}" if nested else "not nested"
+        raise BudgetError(f"plans {what} share no weights: plan without --elastic")
+    forms: dict[str, Any] = {"gauge": None if elastic else run.gauge_ranks(table)}
+    if elastic:
+        forms["dense"] = dense_in_all(run.network, table, sensitivity, budgets, exact=exact)
     inputs, targets = run.loss_inputs(run.data.validation)
     inputs, targets = inputs[:_INTERACTION_INPUTS], targets[:_INTERACTION_INPUTS]
     measured: dict[str, Cut] = {}
@@ -89,10 +100,10 @@ def best_plans(
     def made(losses: Sensitivity, floors: Sequence[Mapping[str, Rank]] | None = None) -> list[RankPlan]:
         given = run.network, table, losses
         if nested:
-            return list(map(tried, plan_nested(*given, budgets, exact=exact, gauge=gauge, floors=floors)))
+            return list(map(tried, plan_nested(*given, budgets, exact=exact, floors=floors, **forms)))
         under = [[floor] for floor in floors] if floors else [()] * len(budgets)
         return [
-            tried(plan(*given, each, exact=exact, gauge=gauge, at_least=ranks))
+            tried(plan(*given, each, exact=exact, at_least=ranks, **forms))
             for each, ranks in zip(budgets, under, strict=True)
         ]
 
@@ -101,11 +112,11 @@ def best_plans(
     fitted = corrected(sensitivity, observed, int8=[item.int8 for item in plans])
     sets = [plans] if fitted is sensitivity else [plans, made(fitted)]
     bounds = [item.least_charge for item in sets[-1]]
-    floors = [uniform_ranks(run.network, table, fitted, each, gauge=gauge) for each in budgets]
+    floors = [uniform_ranks(run.network, table, fitted, each, **forms) for each in budgets]
     above = [made(fitted, floors)]
     if nested:
         given = run.network, table, fitted, budgets, floors
-        above.append(plan_downwards(*given, tried=tried, exact=exact, gauge=gauge))
+        above.append(plan_downwards(*given, tried=tried, exact=exact, **forms))
     for found in filter(None, above):
         # The gap is to the optimum of any ranks, not to that of ranks within bounds.
         pairs = zip(found, bounds, strict=True)

@@ -98,6 +98,7 @@ def export_run(
         raise BudgetError(f"{run.folder} has no plans: run 'maestro-edge plan {run.folder} --budget-ms …'")
     jobs: list[Job] = []
     several: list[Variant] = []
+    doubled: list[str] = []
     for done, runtime in enumerate(runtimes, start=1):
         chosen = [item for item in plans if item.runtime == runtime.name]
         if not chosen:
@@ -107,6 +108,7 @@ def export_run(
         jobs += [(runtime, dense), *((runtime, rival) for rival in rivals)]
         if elastic and isinstance(runtime, ElasticRuntime) and runtime.name not in WRITTEN_ONLY:
             several += export_entries(run, runtime, chosen, layout=layout)
+            doubled += _stored_twice(several[-1].file, chosen)
             if progress is not None:
                 progress(done, len(runtimes), f"exported {several[-1].file}")
         else:
@@ -114,7 +116,7 @@ def export_run(
     variants, log = export_variants(run, jobs, progress, layout=layout)
     manifest = manifest_of(run, device.facts(), [*variants, *several], layout)
     manifest.save(run.manifest_path)
-    return manifest, log
+    return manifest, [*log, *doubled]
 
 
 def export_variants(
@@ -276,6 +278,15 @@ def export_entries(
             ExportRecord(key=key, variant=variant).save(record)
     promised = [_promised(runtime, item) for item in plans]
     return [variant.model_copy(update=update) for variant, update in zip(made, promised, strict=True)]
+
+
+def _stored_twice(file: str, plans: Sequence[RankPlan]) -> list[str]:
+    """A line where an elastic file has two forms of a layer, which share nothing."""
+    kinds = [{layer.name for layer in item.layers if layer.rank == DENSE} for item in plans]
+    count = len(set.union(*kinds) - set.intersection(*kinds))
+    if not count:
+        return []
+    return [f"{file} holds {count} layers both dense and as pairs: plan with --elastic to have each of them once"]
 
 
 def _refuse_bytes(name: str, budgets: Sequence[Budget], option: str) -> None:

@@ -4,7 +4,8 @@ Plans that are cut from one ordered network share most of what they hold. The fi
 the first r rows of that at a higher rank, so its bytes are the beginning of the other's, and a file that lets
 contents overlap needs the longer only (`owners`). How the columns of the second layer are shared is a matter of
 the format: elastic_litert.py, elastic_executorch.py. What BatchNorm makes different is kept apart by norms.py. A
-layer that is dense in one plan and a pair in another has no weights in common: both are stored.
+layer that is dense in one plan and a pair in another has no weights in common and is stored twice: plans for one
+file agree on forms (planning.dense_in_all).
 
 LiteRT prepares all entries when it loads the file, so that it takes longer to load than one plan alone (of
 ResNet-20 5 to 7 ms, not 1 to 4: benchmarks/results/exports.json, which has the bytes of such files too).

@@ -1,76 +1,136 @@
-"""Elastic .pte files: methods whose weights overlap, and second layers of Linears stored by rank.
+"""Elastic .pte files: methods whose weights overlap, and second layers of pairs stored by rank.
 
 ExecuTorch keeps every constant that is not equal to another in a segment of its own; the program tells each one's
-offset and size, and nothing forbids that two overlap.
+offset and size, and nothing forbids that two overlap. The second layer's weights, (m, r) or (m, 1, 1, r), have
+their rank innermost. XNNPACK also multiplies with transposed weights, (r, m), of which a lower rank is the
+beginning of a higher one: as a fully connected layer, which a convolution of width 1 is too, channels innermost.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-import torch
-from torch import fx
+import numpy as np
 
 from maestro_edge.errors import ExportError
 from maestro_edge.runtimes.elastic import owners
-from maestro_edge.runtimes.norms import parameter, set_parameter
+from maestro_edge.runtimes.xnnpack import TRANSPOSED, graph_schema, read_graph, tensors_of, write_graph
 
-__all__ = ["overlap_segments", "transpose_linears"]
+__all__ = ["overlap_segments", "store_by_rank"]
 
 _ALIGNMENT = 128
 """Of segments, as ExecuTorch's own serializer places them."""
 _SEGMENTS = 4
 """The field of `Program` that lists them (schema/program.fbs)."""
+_DIGITS = 12
+"""Of a constant's name, 6 bits each."""
 
 
-def transpose_linears(graphs: Mapping[str, fx.GraphModule]) -> dict[str, fx.GraphModule]:
-    """Make the second layers of pairs products with a transposed weight, (r, m), where plans differ in rank.
+class _Matrix(NamedTuple):
+    """A node that multiplies with a constant matrix, (m, r)."""
 
-    Then a lower rank is the beginning of a higher one; XNNPACK takes the weight as it is. It has no such
-    convolution: those of width 1 are stored with each plan.
+    node: Any
+    weight: Any
+    constant: str
+
+
+def store_by_rank(content: bytes) -> bytes:
+    """The .pte file with those matrices transposed of which one then begins another, or is begun by one.
+
+    Its constants are called by digests of 12 characters, not of 64: every method repeats them.
     """
-    linears = {name: _linears(graph) for name, graph in graphs.items()}
-    for target in {target: None for found in linears.values() for target in found}:
-        members = [(graphs[name], found[target]) for name, found in linears.items() if target in found]
-        weights = [parameter(graph, node.args[1]) for graph, node in members]
-        largest = max(weights, key=lambda weight: weight.shape[1])
-        if len({weight.shape[1] for weight in weights}) == 1:
-            continue
-        for (graph, node), weight in zip(members, weights, strict=True):
-            if weight.shape[0] == largest.shape[0] and torch.equal(largest[:, : weight.shape[1]], weight):
-                _transpose(graph, node, weight)
-    for graph in graphs.values():
-        graph.graph.eliminate_dead_code()
-    return {name: fx.GraphModule(graph, graph.graph) for name, graph in graphs.items()}
+    from executorch.exir._serialize._named_data_store import NamedDataStore
+    from executorch.exir._serialize._program import deserialize_pte_binary, serialize_pte_binary
+
+    file = deserialize_pte_binary(content)
+    if file.named_data is None:
+        return content
+    buffers = file.named_data.buffers
+    constants = {name: bytes(buffers[each.buffer_index]) for name, each in file.named_data.pte_data.items()}
+    blobs = file.program.backend_delegate_data
+    graphs = [read_graph(bytes(blob.data)) for blob in blobs]
+    constants |= _transposed(graphs, constants)
+    called = {name: _digest(held) for name, held in constants.items()}
+    for blob, graph in zip(blobs, graphs, strict=True):
+        for constant in graph.constantData:
+            if constant.namedKey:
+                constant.namedKey = called[constant.namedKey.decode()]
+        blob.data = write_graph(graph)
+    store = NamedDataStore()
+    for name, held in constants.items():
+        store.add_named_data(called[name], held, alignment=1)
+    file.named_data = store.get_named_data_store_output()
+    return bytes(serialize_pte_binary(file, extract_delegate_segments=True, segment_alignment=_ALIGNMENT))
 
 
-def _linears(graph: fx.GraphModule) -> dict[str, fx.Node]:
-    return {
-        str(node.args[1].target): node
-        for node in graph.graph.nodes
-        if node.target is torch.ops.aten.linear.default and node.args[1].op == "get_attr"
+def _digest(content: bytes) -> str:
+    """Of the content, as in ExecuTorch's own names: a process that loads several files keeps constants by name."""
+    return base64.urlsafe_b64encode(hashlib.sha256(content).digest())[:_DIGITS].decode()
+
+
+def _transposed(graphs: Sequence[Any], constants: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Change the nodes of the matrices that share more by rank; their new contents."""
+    matrices: dict[str, list[_Matrix]] = {}
+    for matrix in (matrix for graph in graphs for matrix in _matrices(graph)):
+        matrices.setdefault(matrix.constant, []).append(matrix)
+    by_rank = {}
+    for name, found in matrices.items():
+        (m, r), *others = {(int(each.weight.dims[0]), int(each.weight.dims[-1])) for each in found}
+        if not others:
+            by_rank[name] = np.frombuffer(constants[name], np.float32).reshape(m, r).T.tobytes()
+    chains: dict[int, list[str]] = {}
+    for name, owner in zip(by_rank, owners(list(by_rank.values())), strict=True):
+        chains.setdefault(owner, []).append(name)
+    changed = {}
+    for chain in chains.values():
+        if len({len(by_rank[name]) for name in chain}) > 1:
+            changed.update({name: by_rank[name] for name in chain})
+    for matrix in (matrix for name in changed for matrix in matrices[name]):
+        _transpose(matrix)
+    return changed
+
+
+def _matrices(graph: Any) -> Iterator[_Matrix]:
+    """The nodes whose matrix is a constant in fp32 that no node uses in another way."""
+    schema, tensors = graph_schema(), tensors_of(graph)
+    otherwise = {
+        number
+        for node in graph.xnodes
+        for name, number in vars(node.xnodeUnion).items()
+        if name.endswith("Id") and not (name == "filterId" and _multiplies(node))
     }
+    for node in graph.xnodes:
+        if _multiplies(node) and node.xnodeUnion.filterId not in otherwise:
+            weight = tensors[node.xnodeUnion.filterId]
+            constant = graph.constantData[weight.constantBufferIdx].namedKey
+            if constant and weight.datatype == schema.XNNDatatype.xnn_datatype_fp32:
+                yield _Matrix(node, weight, constant.decode())
 
 
-def _transpose(graph: fx.GraphModule, node: fx.Node, weight: torch.Tensor) -> None:
-    aten = torch.ops.aten
-    x, outputs = node.args[0], weight.shape[0]
-    shape = [int(size) for size in node.meta["val"].shape]
-    name = str(node.args[1].target).replace(".", "_")  # type: ignore[union-attr]
-    bias = node.args[2] if len(node.args) > 2 else None
-    if bias is None:
-        bias = set_parameter(graph, node, f"{name}_zeros", torch.zeros(outputs))
-    with graph.graph.inserting_before(node):
-        flat = (
-            x if len(shape) == 2 else graph.graph.call_function(aten.reshape.default, (x, [-1, weight.shape[1]]))
-        )
-        constant = set_parameter(graph, node, f"{name}_transposed", weight.T)
-        y = graph.graph.call_function(aten.addmm.default, (bias, flat, constant))
-        if len(shape) != 2:
-            y = graph.graph.call_function(aten.reshape.default, (y, shape))
-    node.replace_all_uses_with(y)
-    graph.graph.erase_node(node)
+def _multiplies(node: Any) -> bool:
+    """Whether it is a fully connected layer, or a convolution that is one at every place."""
+    kinds, found = graph_schema().XNodeUnion, node.xnodeUnion
+    if node.xnodeUnionType == kinds.XNNFullyConnected:
+        return bool(found.flags == 0)
+    if node.xnodeUnionType != kinds.XNNConv2d:
+        return False
+    ones = found.kernelHeight, found.kernelWidth, found.subsamplingHeight, found.subsamplingWidth, found.groups
+    padding = found.paddingTop, found.paddingRight, found.paddingBottom, found.paddingLeft
+    return bool(set(ones) == {1} and set(padding) == {0} and found.flags == 0)
+
+
+def _transpose(matrix: _Matrix) -> None:
+    schema, node, old = graph_schema(), matrix.node, matrix.node.xnodeUnion
+    new = schema.XNNFullyConnectedT()
+    new.input1Id, new.filterId, new.biasId, new.outputId = old.input1Id, old.filterId, old.biasId, old.outputId
+    new.flags = TRANSPOSED
+    node.xnodeUnionType, node.xnodeUnion = schema.XNodeUnion.XNNFullyConnected, new
+    matrix.weight.dims = np.array([matrix.weight.dims[-1], matrix.weight.dims[0]], np.uint32)
+    matrix.weight.numDims = 2
 
 
 def overlap_segments(content: bytes) -> bytes:

@@ -47,6 +47,7 @@ def overlap_buffers(content: bytes, products: Mapping[str, Sequence[Product]]) -
         for product in wanted:
             model.multiply(signature, product)
     model.transpose_weights()
+    model.forget_names()
     return model.packed()
 
 
@@ -54,7 +55,7 @@ class _Model:
     """A .tflite model that is changed in place."""
 
     def __init__(self, content: bytes) -> None:
-        self.schema, self.flatbuffers = libraries()
+        self.schema, _ = libraries()
         self.model = self.schema.ModelT.InitFromObj(self.schema.Model.GetRootAs(content, 0))
         self.builtin = self.schema.BuiltinOperator
 
@@ -179,6 +180,13 @@ class _Model:
             sparsity.dimMetadata.append(made)
         return sparsity
 
+    def forget_names(self) -> None:
+        """Leave only inputs and outputs their names; others are called after all modules that they are in."""
+        for graph in self.model.subgraphs:
+            named = {*map(int, graph.inputs), *map(int, graph.outputs)}
+            for index, tensor in enumerate(graph.tensors):
+                tensor.name = tensor.name if index in named else b""
+
     def packed(self) -> bytes:
         """The file: what is large lies behind the flatbuffer, one buffer over another where they can."""
         used = sorted({tensor.buffer for graph in self.model.subgraphs for tensor in graph.tensors})
@@ -199,9 +207,9 @@ class _Model:
         return self.flatbuffer().ljust(base, b"\0") + bytes(behind)
 
     def flatbuffer(self) -> bytes:
-        builder = self.flatbuffers.Builder(1 << 16)
-        builder.Finish(self.model.Pack(builder), b"TFL3")
-        return bytes(builder.Output())
+        from maestro_edge.runtimes.flatbuffer import pack
+
+        return pack(self.model, b"TFL3")
 
 
 def _laid_out(weight: npt.NDArray[np.float32], *, first: int) -> bytes:

@@ -21,7 +21,7 @@ from maestro_edge.runtimes.conversion import (
     refuse_precision,
 )
 from maestro_edge.runtimes.delegation import of_edge_program
-from maestro_edge.runtimes.elastic_executorch import overlap_segments, transpose_linears
+from maestro_edge.runtimes.elastic_executorch import overlap_segments, store_by_rank
 from maestro_edge.runtimes.gate import digest
 from maestro_edge.runtimes.jobs import FILES, python_versions, version_on
 from maestro_edge.runtimes.measuring import (
@@ -147,12 +147,12 @@ class ExecuTorch:
             except ImportError as error:
                 raise self._missing(error) from error
             try:
-                folded = fold_norms(models, inputs, columns=False)
-                graphs = transpose_linears({name: item.multiply() for name, item in folded.items()})
+                folded = fold_norms(models, inputs, columns=True)
+                graphs = {name: each.multiply() for name, each in folded.items()}
                 exported = {name: torch.export.export(graph, inputs) for name, graph in graphs.items()}
                 programs = {name: plain_attention(program) for name, program in exported.items()}
                 lowered = to_edge_transform_and_lower(programs, partitioner=[partitioner])
-                content = bytes(lowered.to_executorch().buffer)
+                content = store_by_rank(bytes(lowered.to_executorch().buffer))
             except Exception as error:
                 raise export_error("ExecuTorch", path, error) from error
         write_atomically(path, overlap_segments(content))
