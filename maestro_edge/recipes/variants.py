@@ -282,8 +282,8 @@ def export_entries(
 
 def _stored_twice(file: str, plans: Sequence[RankPlan]) -> list[str]:
     """A line where an elastic file has two forms of a layer, which share nothing."""
-    kinds = [{layer.name for layer in item.layers if layer.rank == DENSE} for item in plans]
-    count = len(set.union(*kinds) - set.intersection(*kinds))
+    dense = [{layer.name for layer in item.layers if layer.rank == DENSE} for item in plans]
+    count = len({name for some in dense for name in some} - dense[0].intersection(*dense))
     if not count:
         return []
     return [f"{file} holds {count} layers both dense and as pairs: plan with --elastic to have each of them once"]
