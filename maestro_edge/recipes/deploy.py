@@ -279,7 +279,7 @@ def _replanned(
     given, gauge = (run.network, table, sensitivity, variant.budgets), run.gauge_ranks(table)
     dense = _dense_in_file(manifest, variant)
     if dense is not None:
-        with suppress(BudgetError):  # what the others in its file share, at any rank first where it must be
+        with suppress(BudgetError):  # else its file holds some layers in two forms
             return plan(*given, margin=margins, dense=dense, at_least=small, at_most=large)
     try:
         return plan(*given, margin=margins, gauge=gauge, at_least=small, at_most=large)
