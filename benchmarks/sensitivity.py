@@ -227,10 +227,9 @@ def main() -> None:
     targets = data.validation.targets[: given.inputs]
 
     def keep(name: str, key: str, value: object) -> None:
-        networks.setdefault(name, {})[key] = value
+        networks[name][key] = value
         result = {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "device": LocalDevice().facts().model_dump(),
             "torch": torch.__version__,
             "networks": networks,
         }
@@ -238,7 +237,7 @@ def main() -> None:
         print(name, key, json.dumps(value), flush=True)
 
     for name in given.networks:
-        have = networks.setdefault(name, {})
+        have = networks.setdefault(name, {"device": LocalDevice().facts().model_dump()})
         dense = trained(name, data, given.weights / f"{name}.safetensors")
         model = order(dense, where=lambda layer, module: True)
         network = trace(model, (inputs[:1],))
