@@ -49,9 +49,8 @@ def dense_in_all(
         for name, found in ways.items()
     ]
     limits = [limit for problem in problems for limit in problem.limits]
-    for exactly in sorted(
-        {exact, True}
-    ):  # many budgets at once may be kept by choices that the greedy solver misses
+    # The greedy solver may miss the choices that keep many budgets at once.
+    for exactly in [True] if exact else [False, True]:
         with suppress(BudgetError):
             chosen = solved(options, limits, exact=exactly).chosen
             pairs = zip(ways.items(), chosen, strict=True)
@@ -61,9 +60,9 @@ def dense_in_all(
 
 
 def _known(problem: Problem) -> Mapping[str, Mapping[Rank, Option]]:
-    """Each layer's options by rank."""
+    """Each layer's options in fp32, by rank."""
     return {
-        name: {rank: option for (_, rank), option in zip(found, options, strict=True)}
+        name: {rank: option for (spec, rank), option in zip(found, options, strict=True) if not spec.int8}
         for (name, found), options in zip(problem.choices.items(), problem.options(problem.choices), strict=True)
     }
 

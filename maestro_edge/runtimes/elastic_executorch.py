@@ -31,7 +31,7 @@ _DIGITS = 12
 
 
 class _Matrix(NamedTuple):
-    """A node that multiplies with a constant matrix, (m, r)."""
+    """A node that multiplies with a matrix, (m, r), and the name of that constant."""
 
     node: Any
     weight: Any
@@ -77,10 +77,11 @@ def _transposed(graphs: Sequence[Any], constants: Mapping[str, bytes]) -> dict[s
     matrices: dict[str, list[_Matrix]] = {}
     for matrix in (matrix for graph in graphs for matrix in _matrices(graph)):
         matrices.setdefault(matrix.constant, []).append(matrix)
+    otherwise = {name for graph in graphs for name in _used_otherwise(graph)}
     by_rank = {}
     for name, found in matrices.items():
         (m, r), *others = {(int(each.weight.dims[0]), int(each.weight.dims[-1])) for each in found}
-        if not others:
+        if not others and name not in otherwise:
             by_rank[name] = np.frombuffer(constants[name], np.float32).reshape(m, r).T.tobytes()
     chains: dict[int, list[str]] = {}
     for name, owner in zip(by_rank, owners(list(by_rank.values())), strict=True):
@@ -95,20 +96,29 @@ def _transposed(graphs: Sequence[Any], constants: Mapping[str, bytes]) -> dict[s
 
 
 def _matrices(graph: Any) -> Iterator[_Matrix]:
-    """The nodes whose matrix is a constant in fp32 that no node uses in another way."""
+    """The nodes that multiply with a constant in fp32."""
     schema, tensors = graph_schema(), tensors_of(graph)
-    otherwise = {
-        number
-        for node in graph.xnodes
-        for name, number in vars(node.xnodeUnion).items()
-        if name.endswith("Id") and not (name == "filterId" and _multiplies(node))
-    }
+    for node in filter(_multiplies, graph.xnodes):
+        weight = tensors[node.xnodeUnion.filterId]
+        constant = _name(graph, weight)
+        if constant and weight.datatype == schema.XNNDatatype.xnn_datatype_fp32:
+            yield _Matrix(node, weight, constant)
+
+
+def _used_otherwise(graph: Any) -> Iterator[str]:
+    """The constants that any node has for something else than the matrix to multiply with."""
+    tensors = tensors_of(graph)
     for node in graph.xnodes:
-        if _multiplies(node) and node.xnodeUnion.filterId not in otherwise:
-            weight = tensors[node.xnodeUnion.filterId]
-            constant = graph.constantData[weight.constantBufferIdx].namedKey
-            if constant and weight.datatype == schema.XNNDatatype.xnn_datatype_fp32:
-                yield _Matrix(node, weight, constant.decode())
+        for field, number in vars(node.xnodeUnion).items():
+            is_matrix = field == "filterId" and _multiplies(node)
+            if field.endswith("Id") and number in tensors and not is_matrix:
+                yield from filter(None, [_name(graph, tensors[number])])
+
+
+def _name(graph: Any, tensor: Any) -> str | None:
+    """Of a tensor's content; None where it is computed."""
+    key = graph.constantData[tensor.constantBufferIdx].namedKey
+    return key.decode() if key else None
 
 
 def _multiplies(node: Any) -> bool:

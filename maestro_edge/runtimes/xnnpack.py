@@ -11,6 +11,8 @@ from typing import Any
 
 __all__ = ["TRANSPOSED", "graph_schema", "read_graph", "tensors_of", "write_graph"]
 
+_ALIGNMENT = 16
+"""Of what follows a blob's header, and of its end."""
 TRANSPOSED = 1
 """XNN_FLAG_TRANSPOSE_WEIGHTS: they are stored as (in, out)."""
 
@@ -56,9 +58,6 @@ def write_graph(graph: Any) -> bytes:
     content += bytes(-len(content) % _ALIGNMENT)
     header = XNNHeader(begin, len(content), begin + len(content), 0).to_bytes()
     return bytes(header.ljust(begin, b"\0") + content)
-
-
-_ALIGNMENT = 16
 
 
 def tensors_of(graph: Any) -> dict[int, Any]:
