@@ -5,8 +5,8 @@
 FOLDER/plans holds plans: a run's folder, or one of .cache/closed_loop/plans/ of `benchmarks.closed_loop`. Every
 distinct (layer shape, rank) that a plan chose is written as a file of one layer beside its dense layer, and both
 are timed anew, interleaved, on one thread; nothing of the table that chose is used. Writes
-results/never_slower.json and .png beside this file. Single layers on ExecuTorch carry the runtime's own call on
-both sides.
+results/never_slower.json and .png beside this file (never_slower-vit is the same of a ViT's plans). Single layers
+on ExecuTorch carry the runtime's own call on both sides.
 """
 
 from __future__ import annotations
