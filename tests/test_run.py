@@ -613,7 +613,10 @@ def test_plans_for_one_file_agree_on_forms_and_still_do_when_planned_again(expor
 
     count = len(frozenset.union(*apart) - frozenset.intersection(*apart))
     assert count and single == [] and len(doubled) == 1
-    assert f"holds {count} layers both dense and as pairs: plan with --elastic" in doubled[0]
+    assert (
+        f"holds {count} layers both dense and as pairs: plan all its budgets in one call with --elastic"
+        in doubled[0]
+    )
     assert any("planned again" in line for line in log)
     planned = [variant.ranks for variant in manifest.variants if variant.is_planned]
     assert len({frozenset(dense_in(ranks)) for ranks in (*(item.ranks for item in plans), *planned)}) == 1

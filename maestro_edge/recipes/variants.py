@@ -286,7 +286,9 @@ def _stored_twice(file: str, plans: Sequence[RankPlan]) -> list[str]:
     count = len({name for some in dense for name in some} - dense[0].intersection(*dense))
     if not count:
         return []
-    return [f"{file} holds {count} layers both dense and as pairs: plan with --elastic to have each of them once"]
+    return [
+        f"{file} holds {count} layers both dense and as pairs: plan all its budgets in one call with --elastic"
+    ]
 
 
 def _refuse_bytes(name: str, budgets: Sequence[Budget], option: str) -> None:
