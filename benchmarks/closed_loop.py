@@ -215,6 +215,7 @@ def run_case(run: Run, runtime: Runtime, count: int, profiles: Path) -> dict[str
     return {
         "network": run.folder.name,
         "runtime": table.title,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "table_loo_mape": table.calibration(run.network).loo_mape,
         "dense_moved": round(dense.measured_ms.p50 / table_ms - 1, 4),
         "dense": _told(measured[0]),
@@ -363,7 +364,6 @@ def main() -> None:
             run = run or trained(network, f"cifar10:{given.data}", given.work, given.epochs)
             cases.append(run_at_one_speed(run, runtime, given.budgets, given.work / "profiles"))
             result = {
-                "date": datetime.now(UTC).isoformat(timespec="seconds"),
                 "device": LocalDevice().facts().model_dump(),
                 "torch": torch.__version__,
                 "threads": 1,

@@ -17,8 +17,8 @@ the runtime itself was loaded before. On LiteRT all are run as signatures, as en
 test images: of the file itself, but in fp32 outside the browser of its model, whose outputs are the file's.
 
 An elastic file should have at most 2 % more bytes than the largest of its parts alone, and its entries take at
-most 5 % longer. An export should take at most 15 s and 1.5 GB in a process of its own (export_cost.py),
-also that of ResNet-18 at 224 x 224. What a runtime refuses is in `left_out`, with the reason.
+most 5 % longer. An export should take at most 15 s, imports included, and 1.5 GB in a process of its own
+(export_cost.py), also that of ResNet-18 at 224 x 224. What a runtime refuses is in `left_out`, with the reason.
 
 Writes results/exports.json and .png beside this file after every step; what is there already is kept. --quick goes
 through everything with tiny networks on digits and few runs.

@@ -202,7 +202,7 @@ class _Model:
             buffer = self.model.buffers[key]
             buffer.data, buffer.offset, buffer.size = None, _UNKNOWN + places[owner], len(large[key])
         base = -(-len(self.flatbuffer()) // _ALIGNMENT) * _ALIGNMENT
-        for key in keys:  # numbers of 64 bits either way: the flatbuffer keeps its size
+        for key in keys:  # 64 bits either way, and equal where they were: the flatbuffer keeps its size
             self.model.buffers[key].offset += base - _UNKNOWN
         return self.flatbuffer().ljust(base, b"\0") + bytes(behind)
 
